@@ -1,0 +1,148 @@
+"""The near end of a hop: starts a stage worker in its environment, and asks it."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..batch import Batch, Outcome
+from ..errors import EnvironmentFailed, ModelFailed
+from ..formats import Description
+from ..manifest import Stage, from_plain, to_plain
+from . import decode_outcome, encode
+from .server import error_from, read_frame, write_frame
+
+START_SECONDS = 120.0
+
+
+class StageWorker:
+    """A stage worker's process and one connection to it. Use as a context manager, or call `close`."""
+
+    def __init__(
+        self,
+        python: Sequence[str],
+        package: Path,
+        *,
+        digest: str | None = None,
+        accepted: bool = False,
+        environ: Mapping[str, str] | None = None,
+        seconds: float = START_SECONDS,
+    ) -> None:
+        """python: the interpreter and its flags. Raises EnvironmentFailed, with its last words, where it does not start."""
+        self.folder = tempfile.TemporaryDirectory(prefix="mlpacker-")
+        path = os.path.join(self.folder.name, "s")
+        argv = [*python, "-m", "mlpacker_runtime.hop.server", "--socket", path, "--package", str(package)]
+        argv += ["--digest", digest] if digest else []
+        argv += ["--accepted"] if accepted else []
+        self.said = tempfile.TemporaryFile()
+        self.process = subprocess.Popen(
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.said,
+            env=dict(environ) if environ is not None else None,
+            cwd=self.folder.name,
+            start_new_session=True,
+        )
+        self.turn = threading.Lock()
+        try:
+            self._await_ready(seconds)
+            self.connection = socket.socket(socket.AF_UNIX)
+            self.connection.connect(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _await_ready(self, seconds: float) -> None:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if select.select([self.process.stdout], [], [], 0.25)[0]:
+                if self.process.stdout.read(6) == b"ready\n":
+                    return
+                break
+        self.process.kill()
+        self.process.wait()
+        raise EnvironmentFailed(f"A stage worker did not start: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The end of what the process said on its standard error."""
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else f"it ended with exit code {self.process.poll()} and said nothing."
+
+    def load(self, stage: Stage) -> Description:
+        header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
+        description: Description = from_plain(Description, header["description"], "description")
+        return description
+
+    def predict(self, stage: str, batch: Batch, want: frozenset[str] | None) -> Outcome:
+        question = {"op": "predict", "stage": stage, "want": None if want is None else sorted(want)}
+        return decode_outcome(*self._ask(question, batch))
+
+    def runner(self, stage: str) -> RemoteStage:
+        return RemoteStage(self, stage)
+
+    def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
+        try:
+            with self.turn:
+                write_frame(self.connection, encode(question, batch))
+                answer = read_frame(self.connection)
+        except OSError as cause:
+            raise self._died() from cause
+        if answer is None:
+            raise self._died()
+        if "error" in answer[0]:
+            raise error_from(answer[0]["error"])
+        return answer
+
+    def _died(self) -> ModelFailed:
+        try:
+            self.process.wait(1)
+        except subprocess.TimeoutExpired:
+            pass
+        return ModelFailed(f"The stage worker ended (exit code {self.process.poll()}): {self.last_words()}")
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """End the process: its standard input closes; what does not end by that is killed."""
+        if hasattr(self, "connection"):
+            self.connection.close()
+        for stream in (self.process.stdin, self.process.stdout):
+            if stream is not None:
+                stream.close()
+        try:
+            self.process.wait(2)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.said.close()
+        self.folder.cleanup()
+
+    def __enter__(self) -> StageWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class RemoteStage:
+    """One stage at the far end of a hop, as the engine's runner."""
+
+    def __init__(self, worker: StageWorker, stage: str) -> None:
+        self.worker = worker
+        self.stage = stage
+
+    def predict(self, batch: Batch, want: frozenset[str] | None) -> Outcome:
+        return self.worker.predict(self.stage, batch, want)
