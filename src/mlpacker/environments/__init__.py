@@ -1,0 +1,6 @@
+"""Environments: captured, locked, made.
+
+An environment is a Python version and a set of exact wheels. Reading order: `interpreters` (what Pythons are here),
+`captured` (what a model and its code say they need), `lock` (values), `resolve` (requirements → lock), `install`
+(lock → a folder with an interpreter), `wheels` (what travels with a package). Only `uv` and `wheels` call installers.
+"""

@@ -1,0 +1,163 @@
+"""Locks → environments on disk: made once, kept under the key of what they hold, found again at once.
+
+An environment is built in its final place under a file lock, and a marker is written last: what has no marker was
+interrupted and is built anew. It is never changed afterwards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from mlpacker.environments import interpreters
+from mlpacker.environments.lock import Lock, Pin, pins_for
+from mlpacker.environments.uv import INSTALL_SECONDS, Indexes, uv
+from mlpacker.errors import EnvironmentFailed
+
+_MARKER = ".mlpacker-complete"
+Progress = Callable[[str], None]
+
+
+class RuntimeFile(Protocol):
+    """The runtime's wheel, as runtime_wheel.RuntimeWheel gives it."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """An environment on this machine: its interpreter, its key, its folder."""
+
+    python: Path
+    key: str
+    folder: Path
+
+
+def silent(text: str) -> None:
+    """Progress that is told to nobody."""
+
+
+def key_of(pins: Iterable[Pin], python: str, platform: str, runtime_sha256: str) -> str:
+    """The name of an environment: a hash of all that is in it. 32 hexadecimal digits."""
+    said = msgspec.json.encode([[(pin.name, pin.version, pin.hashes) for pin in pins], python, platform, runtime_sha256])
+    return hashlib.sha256(said).hexdigest()[:32]
+
+
+def ensure(
+    lock: Lock,
+    home: Path,
+    runtime: RuntimeFile,
+    *,
+    extras: tuple[str, ...] = (),
+    wheels: Path | None = None,
+    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    progress: Progress = silent,
+) -> Environment:
+    """The environment of `lock` with the runtime in it; made under `home`/envs unless it is there.
+
+    `wheels` is a folder holding wheels; no index is asked then unless a wheel is missing from it. Carried wheels (pins
+    with `wheel`) are looked for there too. Callers at the same time wait for each other.
+    Raises EnvironmentFailed: platform not locked, no interpreter, a wheel that can't be had or has other bytes.
+    """
+    here = interpreters.this_platform()
+    pins = pins_for(lock, here, extras)
+    key = key_of(pins, lock.python, here, runtime.sha256)
+    environment = Environment(home / "envs" / key / "bin" / "python", key, home / "envs" / key)
+    if _complete(environment):
+        return environment
+    with _locked(home / "envs" / f"{key}.lock", progress):
+        if not _complete(environment):
+            _build(environment, _interpreter(lock.python), pins, runtime, wheels, indexes, progress)
+    return environment
+
+
+def _interpreter(python: str) -> interpreters.Interpreter:
+    found = interpreters.find(python)
+    if found is None:
+        raise EnvironmentFailed(
+            f"The package needs Python {python}, and none was found here.",
+            f"Install Python {python} (for instance: uv python install {python}).",
+            python=python,
+        )
+    return found
+
+
+def _complete(environment: Environment) -> bool:
+    return (environment.folder / _MARKER).exists() and environment.python.exists()
+
+
+def _build(
+    environment: Environment,
+    interpreter: interpreters.Interpreter,
+    pins: tuple[Pin, ...],
+    runtime: RuntimeFile,
+    wheels: Path | None,
+    indexes: Indexes,
+    progress: Progress,
+) -> None:
+    shutil.rmtree(environment.folder, ignore_errors=True)
+    _check(runtime)
+    progress(f"making an environment: Python {interpreter.full}, {len(pins)} packages")
+    if wheels is not None:
+        indexes = Indexes(find_links=(str(wheels.resolve()), *indexes.find_links), only_links=_all_in(wheels, pins))
+    with tempfile.TemporaryDirectory(prefix="mlpacker-install-") as scratch:
+        argv = ["venv", "--quiet", "--no-project", "--python", str(interpreter.path), str(environment.folder)]
+        uv(argv, cwd=Path(scratch), failing="The environment can't be made")
+        wanted = Path(scratch) / "requirements.txt"
+        wanted.write_text(requirements_text(pins, runtime))
+        argv = [
+            *("pip", "install", "--quiet", "--python", str(environment.python), "--no-deps", "--require-hashes"),
+            *("--only-binary", ":all:", "--compile-bytecode", "-r", str(wanted)),
+        ]
+        uv(
+            argv,
+            cwd=Path(scratch),
+            indexes=indexes,
+            seconds=INSTALL_SECONDS,
+            failing="The environment can't be installed",
+        )
+    (environment.folder / _MARKER).write_text(environment.key + "\n")
+
+
+def requirements_text(pins: Iterable[Pin], runtime: RuntimeFile) -> str:
+    """What is installed, as a requirements file with hashes: the pins, and the runtime by path."""
+    lines = [f"{pin.name}=={pin.version} " + " ".join(f"--hash={one}" for one in pin.hashes) for pin in pins]
+    return "\n".join([*lines, f"mlpacker-runtime @ {runtime.path.resolve().as_uri()} --hash=sha256:{runtime.sha256}", ""])
+
+
+def _check(runtime: RuntimeFile) -> None:
+    if hashlib.sha256(runtime.path.read_bytes()).hexdigest() != runtime.sha256:
+        raise EnvironmentFailed(
+            f"{runtime.path.name} is not the runtime that belongs to this mlpacker.", "Install mlpacker again."
+        )
+
+
+def _all_in(wheels: Path, pins: tuple[Pin, ...]) -> bool:
+    """Does the folder hold a wheel of every pin? Only then no index needs asking."""
+    held = {hashlib.sha256(path.read_bytes()).hexdigest() for path in wheels.glob("*.whl")}
+    return all(any(one.removeprefix("sha256:") in held for one in pin.hashes) for pin in pins)
+
+
+@contextmanager
+def _locked(path: Path, progress: Progress) -> Iterator[None]:
+    """Hold the lock file at `path`; the system lets go of it when a process dies."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(path, "a", encoding="ascii") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another mlpacker that makes the same environment")
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
