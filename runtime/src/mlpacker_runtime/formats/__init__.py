@@ -54,6 +54,7 @@ class Facts:
     requirements: PEP 508 lines that came with it. python: the minor version it is bound to, as "3.11".
     code: it holds or names code. sample, expected: paths of an example and its stored answers, where it brings them.
     inputs, outputs: the signature, where the file states one.
+    beside: paths of further files in its folder that it reads. options: what `load` is to find in the stage's options.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -67,6 +68,8 @@ class Facts:
     inputs: tuple[Field, ...] | None = None
     outputs: tuple[Field, ...] | None = None
     notes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Description:
     inputs: None where the model does not know. methods: the outputs it offers, the first being its plain answer; `()`
     where it has one answer without a name. inner: the methods an inner stage uses by default.
     takes: how it wants its rows. versions: of the libraries it runs on, as installed here.
+    untyped: names of inputs whose dtype the model does not tell, and a sample may.
+    labels: the classes in the order of the probabilities' columns, where it classifies.
     """
 
     inputs: tuple[Field, ...] | None
@@ -85,6 +90,8 @@ class Description:
     versions: dict[str, str] = field(default_factory=dict)
     stateful: bool = False
     notes: tuple[str, ...] = ()
+    untyped: tuple[str, ...] = ()
+    labels: tuple[Any, ...] = ()
 
 
 class Predictor(Protocol):
