@@ -14,7 +14,7 @@ SYSTEMS = {"Linux": "linux", "Darwin": "macos", "Windows": "windows"}
 MACHINES = {("linux", "arm64"): "aarch64", ("macos", "aarch64"): "arm64"}
 
 
-def interpreter():
+def interpreter() -> dict:
     system = SYSTEMS.get(platform.system(), platform.system().lower())
     machine = platform.machine().lower()
     machine = MACHINES.get((system, machine), "x86_64" if machine == "amd64" else machine)
@@ -29,7 +29,7 @@ def interpreter():
     }
 
 
-def search_path():
+def search_path() -> list:
     """sys.path, and the user's own site folder, which -I leaves out but a training script sees."""
     folders = [folder for folder in sys.path if os.path.isdir(folder)]
     if sys.prefix == sys.base_prefix and not os.environ.get("PYTHONNOUSERSITE"):
@@ -39,9 +39,9 @@ def search_path():
     return folders[:]
 
 
-def headers(path):
+def headers(path: str) -> dict:
     """Name and Version of a METADATA or PKG-INFO file."""
-    found = {}
+    found: dict = {}
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             if not line.strip():
@@ -52,7 +52,7 @@ def headers(path):
     return found
 
 
-def read(path):
+def read(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="replace") as opened:
             return opened.read()
@@ -60,7 +60,7 @@ def read(path):
         return ""
 
 
-def modules(folder, info):
+def modules(folder: str, info: str) -> list:
     """Top-level names: what the record of files lists, else what top_level.txt says."""
     names = set()
     for line in read(os.path.join(folder, info, "RECORD")).splitlines():
@@ -76,10 +76,11 @@ def modules(folder, info):
     return sorted(name for name in names if not name.startswith("__editable__"))
 
 
-def origin(folder, info):
+def origin(folder: str, info: str) -> tuple:
     """("index"|"editable"|"local"|"git", address), as PEP 610's direct_url.json says."""
     if info.endswith(".egg-info"):
-        return ("editable", folder) if "site-packages" not in folder and "dist-packages" not in folder else ("index", "")
+        in_place = "site-packages" not in folder and "dist-packages" not in folder
+        return ("editable", folder) if in_place else ("index", "")
     try:
         told = json.loads(read(os.path.join(folder, info, "direct_url.json")) or "null")
     except ValueError:
@@ -94,7 +95,7 @@ def origin(folder, info):
     return "local", url
 
 
-def installed():
+def installed() -> dict:
     found = []
     seen = set()
     for folder in search_path():

@@ -111,21 +111,21 @@ def pins(
 
 def agrees(told: Mapping[str, str], installed: Mapping[str, str]) -> bool:
     """Does an interpreter have the very versions that a model file tells?"""
-    return all(installed.get(_variant_of(canonical(name), installed)) == version for name, version in told.items())
+    names = {canonical(name): version for name, version in told.items()}
+    return all(installed.get(_variant_of(name, installed)) == version for name, version in names.items())
 
 
 def strangers(installed: Installed, needed: Iterable[str]) -> tuple[Distribution, ...]:
     """Needed distributions that the training interpreter has from a folder or a repository: no index has them."""
-    known = installed.distributions
-    return tuple(
-        known[name] for name in sorted({canonical(one) for one in needed}) if name in known and known[name].origin != "index"
-    )
+    names = sorted({canonical(one) for one in needed} & installed.distributions.keys())
+    known = [installed.distributions[name] for name in names]
+    return tuple(one for one in known if one.origin != "index")
 
 
 def _take(found: dict[str, str], told: Mapping[str, str], text: str, source: str) -> None:
     wanted = requirement(text)
     name = canonical(wanted.name)
-    if name in _OURS or name == "mlflow" and source == "MLmodel":
+    if name in _OURS or (name == "mlflow" and source == "MLmodel"):
         return
     if name in told:
         if told[name] not in wanted.specifier and wanted.url is None:
@@ -136,21 +136,27 @@ def _take(found: dict[str, str], told: Mapping[str, str], text: str, source: str
                 f'Leave it out, or write "{name}=={told[name]}".',
             )
         if wanted.url is None:
-            found[name] = found[name].replace(name, f"{name}[{','.join(sorted(wanted.extras))}]", 1) if wanted.extras else found[name]
+            found[name] = f"{_with_extras(name, wanted.extras)}=={told[name]}"
             return
     if name in found and source == "MLmodel" and not (pinned(text) and not pinned(found[name])):
         return
     found[name] = str(wanted)
 
 
+def _with_extras(name: str, extras: set[str]) -> str:
+    return f"{name}[{','.join(sorted(extras))}]" if extras else name
+
+
 def _trusted(told: Mapping[str, str], training: Mapping[str, str] | Installed | None) -> dict[str, str]:
     """The training interpreter's versions, or none when it is not the one that made the model."""
     if training is None:
         return {}
-    installed = training.versions if isinstance(training, Installed) else {canonical(k): v for k, v in training.items()}
+    versions = training.versions if isinstance(training, Installed) else training
+    installed = {canonical(name): version for name, version in versions.items()}
     if not agrees(told, installed):
         return {}
-    return {**{stand: installed[name] for name, stand in _STAND_INS.items() if name in installed}, **installed}
+    stand_ins = {stand: installed[name] for name, stand in _STAND_INS.items() if name in installed}
+    return stand_ins | installed
 
 
 def _variant_of(name: str, installed: Mapping[str, str]) -> str:

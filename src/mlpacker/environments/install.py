@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +50,9 @@ def silent(text: str) -> None:
 
 def key_of(pins: Iterable[Pin], python: str, platform: str, runtime_sha256: str) -> str:
     """The name of an environment: a hash of all that is in it. 32 hexadecimal digits."""
-    said = msgspec.json.encode([[(pin.name, pin.version, pin.hashes) for pin in pins], python, platform, runtime_sha256])
+    said = msgspec.json.encode(
+        [[(pin.name, pin.version, pin.hashes) for pin in pins], python, platform, runtime_sha256]
+    )
     return hashlib.sha256(said).hexdigest()[:32]
 
 
@@ -83,6 +84,31 @@ def ensure(
     return environment
 
 
+def size(folder: Path) -> int:
+    """Bytes on disk of an environment; a file linked from uv's cache counts, its interpreter does not."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def prune(home: Path, keep: Iterable[str]) -> tuple[str, ...]:
+    """Remove the environments under `home` whose keys are not in `keep`, half-built ones too; the keys removed.
+
+    One that is being made at the moment is left alone.
+    """
+    kept, removed = set(keep), []
+    for folder in sorted((home / "envs").glob("*")):
+        if not folder.is_dir() or folder.name in kept:
+            continue
+        with open(home / "envs" / f"{folder.name}.lock", "a", encoding="ascii") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            (folder / _MARKER).unlink(missing_ok=True)  # first, so that a half-removed one is never used
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder.name)
+    return tuple(removed)
+
+
 def _interpreter(python: str) -> interpreters.Interpreter:
     found = interpreters.find(python)
     if found is None:
@@ -111,14 +137,24 @@ def _build(
     _check(runtime)
     progress(f"making an environment: Python {interpreter.full}, {len(pins)} packages")
     if wheels is not None:
-        indexes = Indexes(find_links=(str(wheels.resolve()), *indexes.find_links), only_links=_all_in(wheels, pins))
+        indexes = Indexes(
+            find_links=(str(wheels.resolve()), *indexes.find_links), only_links=_all_in(wheels, pins)
+        )
     with tempfile.TemporaryDirectory(prefix="mlpacker-install-") as scratch:
         argv = ["venv", "--quiet", "--no-project", "--python", str(interpreter.path), str(environment.folder)]
         uv(argv, cwd=Path(scratch), failing="The environment can't be made")
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(requirements_text(pins, runtime))
         argv = [
-            *("pip", "install", "--quiet", "--python", str(environment.python), "--no-deps", "--require-hashes"),
+            *(
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                str(environment.python),
+                "--no-deps",
+                "--require-hashes",
+            ),
             *("--only-binary", ":all:", "--compile-bytecode", "-r", str(wanted)),
         ]
         uv(
@@ -134,13 +170,16 @@ def _build(
 def requirements_text(pins: Iterable[Pin], runtime: RuntimeFile) -> str:
     """What is installed, as a requirements file with hashes: the pins, and the runtime by path."""
     lines = [f"{pin.name}=={pin.version} " + " ".join(f"--hash={one}" for one in pin.hashes) for pin in pins]
-    return "\n".join([*lines, f"mlpacker-runtime @ {runtime.path.resolve().as_uri()} --hash=sha256:{runtime.sha256}", ""])
+    return "\n".join(
+        [*lines, f"mlpacker-runtime @ {runtime.path.resolve().as_uri()} --hash=sha256:{runtime.sha256}", ""]
+    )
 
 
 def _check(runtime: RuntimeFile) -> None:
     if hashlib.sha256(runtime.path.read_bytes()).hexdigest() != runtime.sha256:
         raise EnvironmentFailed(
-            f"{runtime.path.name} is not the runtime that belongs to this mlpacker.", "Install mlpacker again."
+            f"{runtime.path.name} is not the runtime that belongs to this mlpacker.",
+            "Install mlpacker again.",
         )
 
 

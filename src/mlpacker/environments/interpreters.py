@@ -22,6 +22,7 @@ from mlpacker.errors import EnvironmentFailed
 OLDEST = (3, 10)  # what mlpacker-runtime runs on
 _ASK = Path(ask_interpreter.__file__)
 _ASK_SECONDS = 60
+_CONDAS = ("miniconda3", "anaconda3", "miniforge3", "mambaforge")
 
 
 class Interpreter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +85,7 @@ def inspect(path: Path) -> Interpreter:
 
 def installed(interpreter: Interpreter) -> Installed:
     """What `interpreter` has installed, read from the metadata on its path; nothing is imported."""
-    found = {}
+    found: dict[str, Distribution] = {}
     for entry in _ask(interpreter.path, "installed")["distributions"]:
         found.setdefault(
             canonical(entry["name"]),
@@ -105,18 +106,15 @@ def training(
     """The interpreter the model was trained with, as far as can be told.
 
     `explicit` (--python) is taken as it is. Else the active virtual or conda environment, then `python3` and `python`
-    on PATH, then our own; of these the first that has all of `wanted` (distribution names) installed, or simply the
-    first when none has.
+    on PATH, then our own; of these the one that has most of `wanted` (distribution names) installed, the first of equals.
     """
     if explicit is not None:
         return inspect(explicit)
-    known = unique(_answering(_likely(environ)))
+    known = _unique(_answering(_likely(environ)))
     names = {canonical(name) for name in wanted}
-    if names:
-        for candidate in known:
-            if names <= installed(candidate).distributions.keys():
-                return candidate
-    return known[0] if known else None
+    if not names:
+        return next(known, None)
+    return max(known, key=lambda one: len(names & installed(one).distributions.keys()), default=None)
 
 
 def find(python: str, environ: Mapping[str, str] = os.environ) -> Interpreter | None:
@@ -133,8 +131,7 @@ def find(python: str, environ: Mapping[str, str] = os.environ) -> Interpreter | 
 
 def available(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Minor versions found here that the runtime runs on, newest first."""
-    newest = 3, 20
-    versions = [f"3.{minor}" for minor in range(newest[1], OLDEST[1] - 1, -1)]
+    versions = [f"3.{minor}" for minor in range(20, OLDEST[1] - 1, -1)]
     return tuple(python for python in versions if find(python, environ) is not None)
 
 
@@ -148,11 +145,6 @@ def canonical(name: str) -> str:
     return "-".join(part for part in name.lower().replace("_", "-").replace(".", "-").split("-") if part)
 
 
-def unique(interpreters: Iterable[Interpreter]) -> list[Interpreter]:
-    """The same interpreters, each prefix once, in the same order."""
-    return list({candidate.prefix: candidate for candidate in reversed(list(interpreters))}.values())[::-1]
-
-
 def _likely(environ: Mapping[str, str]) -> Iterator[Path]:
     for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
         if environ.get(variable):
@@ -164,12 +156,20 @@ def _likely(environ: Mapping[str, str]) -> Iterator[Path]:
     yield Path(sys.executable)
 
 
+def _unique(interpreters: Iterable[Interpreter]) -> Iterator[Interpreter]:
+    seen = set()
+    for candidate in interpreters:
+        if candidate.prefix not in seen:
+            seen.add(candidate.prefix)
+            yield candidate
+
+
 def _places(python: str, environ: Mapping[str, str]) -> Iterator[Path]:
     name, home = f"python{python}", Path(environ.get("HOME", "/nonexistent"))
     if sys.version_info[:2] == tuple(int(part) for part in python.split(".")):
         yield Path(sys.executable)
-    for folder in environ.get("PATH", "").split(os.pathsep):
-        yield Path(folder) / name
+    for on_path in filter(None, environ.get("PATH", "").split(os.pathsep)):
+        yield Path(on_path) / name
     managed = Path(environ.get("UV_PYTHON_INSTALL_DIR") or home / ".local/share/uv/python")
     pyenv = Path(environ.get("PYENV_ROOT") or home / ".pyenv") / "versions"
     patterns = (
@@ -181,8 +181,8 @@ def _places(python: str, environ: Mapping[str, str]) -> Iterator[Path]:
         (Path("/opt"), f"*/bin/{name}"),
         (Path("/opt/homebrew/bin"), name),
         (Path("/Library/Frameworks/Python.framework/Versions"), f"{python}/bin/{name}"),
-        *((home / conda, f"bin/{name}") for conda in ("miniconda3", "anaconda3", "miniforge3", "mambaforge")),
-        *((home / conda, f"envs/*/bin/{name}") for conda in ("miniconda3", "anaconda3", "miniforge3", "mambaforge")),
+        *((home / conda, f"bin/{name}") for conda in _CONDAS),
+        *((home / conda, f"envs/*/bin/{name}") for conda in _CONDAS),
     )
     for folder, pattern in patterns:
         if folder.is_dir():

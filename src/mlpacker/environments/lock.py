@@ -81,7 +81,9 @@ def decode(data: bytes) -> Lock:
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise BadDescription(f"The lock can't be read: {error}.") from error
     if lock.schema != SCHEMA:
-        raise BadDescription(f"The lock is of kind {lock.schema}, this mlpacker reads {SCHEMA}.", "Update mlpacker.")
+        raise BadDescription(
+            f"The lock is of kind {lock.schema}, this mlpacker reads {SCHEMA}.", "Update mlpacker."
+        )
     return lock
 
 
@@ -94,7 +96,9 @@ def pins_for(lock: Lock, platform: str, extras: tuple[str, ...] = ()) -> tuple[P
     if locked is None or locked.status != "locked":
         why = f" ({locked.reason})" if locked is not None and locked.reason else ""
         raise EnvironmentFailed(
-            f"The package is not locked for {platform}{why}.", f"Pack it again on {platform}.", platform=platform
+            f"The package is not locked for {platform}{why}.",
+            f"Pack it again on {platform}.",
+            platform=platform,
         )
     for extra in extras:
         if extra in locked.apart or lock.extras.get(extra, "").startswith("apart"):

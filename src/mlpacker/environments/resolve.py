@@ -12,16 +12,22 @@ date is read from the pins' uploads, never from the clock:
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
+from email.parser import Parser
 from pathlib import Path
 
 import msgspec
+from packaging.requirements import Requirement
 
-from mlpacker.environments.interpreters import canonical
+from mlpacker.environments.interpreters import OLDEST, canonical
 from mlpacker.environments.lock import SCHEMA, Lock, Pin, PlatformLock, Requirements, pinned, requirement
 from mlpacker.environments.uv import Indexes, uv
 from mlpacker.errors import EnvironmentFailed
@@ -31,7 +37,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-RELEASED = date(2026, 11, 1)  # raise it with each release: the runtime's requirements are resolved as of this day
+# Raise it with each release: the runtime's own requirements are resolved as of this day.
+RELEASED = date(2026, 11, 1)
+NEWEST, OLDEST_WITH_WHEELS = "3.14", 6  # the span of Pythons named when none here fits
 GRACE = timedelta(days=2)  # a release's wheels and its companions are uploaded over hours, seldom over days
 _DAY = timedelta(days=1)
 # By when the common packages had wheels for a new Python; older pins with pure wheels resolve as of then on it.
@@ -51,6 +59,8 @@ _TARGETS = {
 _CPU_VARIANTS = {"xgboost": "xgboost-cpu"}
 _NEEDS_NCCL = {"torch", "tensorflow", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda11x", "nvidia-dali-cuda120"}
 
+_EXTRA_CLAUSE = r"""\s*(and\s*)?extra\s*==\s*['"][^'"]*['"](\s*and\s*)?"""
+
 Progress = Callable[[str], None]
 
 
@@ -65,6 +75,33 @@ class RuntimeRequirements(msgspec.Struct, frozen=True, forbid_unknown_fields=Tru
     extras: dict[str, tuple[str, ...]] = {}
 
 
+def runtime_requirements(wheel: Path) -> RuntimeRequirements:
+    """What the runtime's wheel says it needs (METADATA's Requires-Dist), its extras apart."""
+    with zipfile.ZipFile(wheel) as opened:
+        name = next(name for name in opened.namelist() if name.endswith(".dist-info/METADATA"))
+        told = Parser().parsestr(opened.read(name).decode(), headersonly=True)
+    wanted = [requirement(text) for text in told.get_all("Requires-Dist", [])]
+    plain = tuple(str(one) for one in wanted if not _of_extra(one))
+    extras = {
+        extra: tuple(_without_extra(one) for one in wanted if _of_extra(one, extra))
+        for extra in told.get_all("Provides-Extra", [])
+    }
+    return RuntimeRequirements(plain, extras)
+
+
+def _of_extra(wanted: Requirement, extra: str | None = None) -> bool:
+    """Is it a requirement of this extra (or of any)?"""
+    if wanted.marker is None or "extra" not in str(wanted.marker):
+        return False
+    return extra is None or wanted.marker.evaluate({"extra": extra})
+
+
+def _without_extra(wanted: Requirement) -> str:
+    """The requirement without its `extra == …`; other conditions of the same marker stay."""
+    plain = re.sub(_EXTRA_CLAUSE, "", str(wanted.marker)).strip("() ")
+    return str(wanted).partition(";")[0].strip() + (f"; {plain}" if plain else "")
+
+
 class Wheel(msgspec.Struct, frozen=True):
     """A file of an index. `uploaded` is None where the index does not say."""
 
@@ -74,7 +111,7 @@ class Wheel(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """One distribution of a resolution, with its files for the platform."""
+    """One distribution of a resolution: its wheels for the platform, and all its `files` (sdist too)."""
 
     name: str
     version: str
@@ -88,7 +125,7 @@ class Question(msgspec.Struct, frozen=True):
     python: str
     indexes: Indexes
     folder: Path
-    allow_build: bool = False
+    carried: dict[str, str] = {}  # file name by sha256, of wheels that the package brings itself
     progress: Progress = silent
 
 
@@ -99,27 +136,149 @@ def resolve(
     here: str,
     platforms: Iterable[str] = tuple(_TARGETS),
     indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
-    allow_build: bool = False,
+    carried: Path | None = None,
     progress: Progress = silent,
 ) -> Lock:
     """Lock `wanted`, together with the runtime's own requirements, for `here` and the other `platforms`.
 
     `here` is the packing platform and must lock: raises EnvironmentFailed with uv's reason. The others are recorded as
-    unavailable when they can't. Wheels in folders of `indexes.find_links` whose version no index dates are carried:
-    their pins name the file.
+    unavailable when they can't. `carried` is a folder of wheels that the package brings itself (wheels.build_local);
+    pins that they serve name the file.
     """
-    with tempfile.TemporaryDirectory(prefix="mlpacker-resolve-") as folder:
-        question = Question(wanted.python, indexes, Path(folder), allow_build, progress)
+    with _asking(wanted.python, indexes, carried, progress) as question:
         progress(f"resolving for {here}")
         as_of, base = _as_of_and_base(question, wanted, here)
         locked, reasons = _platform(question, wanted, runtime, here, as_of, base)
-        answers = {here: locked}
-        for platform in platforms:
-            if platform != here:
-                progress(f"resolving for {platform}")
-                answers[platform] = _other_platform(question, wanted, runtime, platform, as_of)
-    extras = {extra: f"apart: {reasons[extra]}" if extra in reasons else "together" for extra in runtime.extras}
+        others = [platform for platform in platforms if platform != here]
+        with ThreadPoolExecutor() as pool:
+            asked = [
+                pool.submit(_other_platform, question, wanted, runtime, platform, as_of)
+                for platform in others
+            ]
+            answers = {here: locked} | {
+                platform: one.result() for platform, one in zip(others, asked, strict=True)
+            }
+    extras = {
+        extra: f"apart: {reasons[extra]}" if extra in reasons else "together" for extra in runtime.extras
+    }
     return Lock(schema=SCHEMA, python=wanted.python, as_of=as_of, platforms=answers, extras=extras)
+
+
+def choose_python(
+    requirements: tuple[str, ...],
+    trained: str | None,
+    *,
+    here: str,
+    available: Iterable[str],
+    must_be_trained: bool = False,
+    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    carried: Path | None = None,
+) -> str:
+    """The minor version of the clean environment: the trained one where it is available and every requirement has a
+    wheel for it; else the newest of `available` for which everything resolves as of the requirements' time, or at least
+    at some time.
+
+    `must_be_trained`: code pickled by value (cloudpickle) holds bytecode of its own Python and runs on no other.
+    Raises EnvironmentFailed with one sentence that names the Python needed.
+    """
+    known = sorted(available, key=_minor, reverse=True)
+    if must_be_trained and trained is not None:
+        if trained in known:
+            return trained
+        raise EnvironmentFailed(
+            f"The model holds bytecode of Python {trained}, which was not found here.",
+            f"Install Python {trained} (for instance: uv python install {trained}).",
+            python=trained,
+        )
+    if trained in known and _has_wheels(requirements, trained, here, indexes, carried):
+        return trained
+    fitting = [python for python in known if _has_wheels(requirements, python, here, indexes, carried)]
+    for python in fitting:
+        if _resolves_at_its_time(requirements, python, here, indexes, carried):
+            return python
+    if fitting:
+        return fitting[0]
+    raise _no_python(requirements, known, here, indexes, carried)
+
+
+def _minor(python: str) -> int:
+    return int(python.partition(".")[2])
+
+
+def _has_wheels(
+    requirements: tuple[str, ...], python: str, here: str, indexes: Indexes, carried: Path | None
+) -> bool:
+    with _asking(python, indexes, carried, silent) as question:
+        try:
+            _compile(question, requirements, here, None, no_deps=True)
+        except EnvironmentFailed as error:
+            if _unreachable(error):
+                raise
+            return False
+    return True
+
+
+def _resolves_at_its_time(
+    requirements: tuple[str, ...], python: str, here: str, indexes: Indexes, carried: Path | None
+) -> bool:
+    """Does everything resolve as of the first date that resolve() would try?"""
+    wanted = Requirements(python, requirements)
+    with _asking(python, indexes, carried, silent) as question:
+        try:
+            dates = _dates(question, requirements)
+            days = _ladder(
+                question, wanted, here, {name: day for name, day in dates.items() if day is not None}
+            )
+            undated = {name for name, day in dates.items() if day is None}
+            _compile(question, requirements, here, days[0], free=_pins(wanted) | undated)
+        except EnvironmentFailed:
+            return False
+    return True
+
+
+def _no_python(
+    requirements: tuple[str, ...], known: list[str], here: str, indexes: Indexes, carried: Path | None
+) -> EnvironmentFailed:
+    """The error that names the Pythons for which the requirements have wheels."""
+    told = ", ".join(pin for pin in requirements if pinned(pin)) or ", ".join(requirements)
+    span = [f"3.{minor}" for minor in range(_minor(NEWEST), OLDEST_WITH_WHEELS - 1, -1)]
+    fitting = [
+        one for one in span if one not in known and _has_wheels(requirements, one, here, indexes, carried)
+    ]
+    if not fitting:
+        return EnvironmentFailed(
+            f"No Python version has wheels of {told} for {here}.",
+            "Check names and versions, or pass --allow-build.",
+        )
+    run = [one for one in fitting if _minor(one) >= OLDEST[1]]
+    needed = (
+        f"Python {run[0]}"
+        if run
+        else f"Python {fitting[0]}, which is older than what mlpacker runs on (3.10)"
+    )
+    return EnvironmentFailed(
+        f"{told} needs {needed}; found here: {', '.join(known) or 'none'}.",
+        f"Install Python {run[0]} (for instance: uv python install {run[0]})."
+        if run
+        else "Train or save the model anew with newer versions.",
+        python=fitting[0],
+    )
+
+
+def _unreachable(error: EnvironmentFailed) -> bool:
+    return "Failed to fetch" in error.sentence or "no answer within" in error.sentence
+
+
+@contextmanager
+def _asking(python: str, indexes: Indexes, carried: Path | None, progress: Progress) -> Iterator[Question]:
+    """A question with a folder for its scratch files."""
+    files = sorted(carried.glob("*.whl")) if carried is not None else []
+    if files:
+        links = (str(carried.resolve()), *indexes.find_links)
+        indexes = msgspec.structs.replace(indexes, find_links=links)
+    hashes = {hashlib.sha256(file.read_bytes()).hexdigest(): file.name for file in files}
+    with tempfile.TemporaryDirectory(prefix="mlpacker-resolve-") as folder:
+        yield Question(python, indexes, Path(folder), hashes, progress)
 
 
 # --- the date ---------------------------------------------------------------------------------------------------
@@ -135,7 +294,7 @@ def _as_of_and_base(question: Question, wanted: Requirements, here: str) -> tupl
         question.progress("the index tells no upload times: resolved as of today, and pinned")
         return None, _compile(question, wanted.requirements, here, None)
     free = _pins(wanted) | undated
-    failure = None
+    failure: EnvironmentFailed | None = None
     for day in _ladder(question, wanted, here, {name: day for name, day in dates.items() if day is not None}):
         try:
             return day, _compile(question, wanted.requirements, here, day, free=free)
@@ -143,8 +302,8 @@ def _as_of_and_base(question: Question, wanted: Requirements, here: str) -> tupl
             failure = failure or error
     try:
         base = _compile(question, wanted.requirements, here, None)
-    except EnvironmentFailed:
-        raise failure from failure.__cause__
+    except EnvironmentFailed as error:
+        raise failure or error from error
     question.progress("the requirements can't be met as of their own time: resolved as of today, and pinned")
     return None, base
 
@@ -153,10 +312,11 @@ def _ladder(question: Question, wanted: Requirements, here: str, dates: dict[str
     """The dates to try, in order."""
     if not dates:
         return [RELEASED]
-    needy = _needing_numpy(question, wanted.requirements, here) & dates.keys()
+    latest = max(RELEASED, *dates.values())
+    needy = _needing_numpy(question, wanted, here, latest) & dates.keys()
     first = sorted(dates[name] for name in needy)
     settled = _SETTLED.get(question.python, RELEASED)
-    days = [*first, *sorted(dates.values()), max(settled, *dates.values()), max(RELEASED, *dates.values())]
+    days = [*first, *sorted(dates.values()), max(settled, *dates.values()), latest]
     start = days[0]
     return list(dict.fromkeys(day for day in days if day >= start))
 
@@ -176,9 +336,11 @@ def _day_after(files: tuple[Wheel, ...]) -> date | None:
     return (min(uploads) + GRACE).date() + _DAY if uploads else None
 
 
-def _needing_numpy(question: Question, requirements: tuple[str, ...], here: str) -> set[str]:
-    """Names among the requirements that require numpy themselves; raises when they contradict each other at any time."""
-    text = _uv_compile(question, requirements, here, None, form="requirements.txt")
+def _needing_numpy(question: Question, wanted: Requirements, here: str, latest: date) -> set[str]:
+    """Names among the requirements that need numpy themselves. Raises when the requirements contradict each other."""
+    text = _uv_compile(
+        question, wanted.requirements, here, latest, form="requirements.txt", free=_pins(wanted)
+    )
     block = re.search(r"^numpy==.*\n((?:\s+#.*\n?)*)", text, re.MULTILINE)
     return set(re.findall(r"[\w.-]+", block.group(1).replace("via", " "))) if block else set()
 
@@ -202,7 +364,7 @@ def _platform(
     later = None if as_of is None else max(as_of, RELEASED)
     base = _for_cpu(question, base, platform)
     known = _joined(question, wanted.requirements, runtime.requirements, platform, later, base)
-    pins = {found.name: _pin(found, as_of, ()) for found in known}
+    pins = {found.name: _pin(question, found, as_of, ()) for found in known}
     reasons = {}
     for extra, requirements in sorted(runtime.extras.items()):
         try:
@@ -215,7 +377,7 @@ def _platform(
         for found in more:
             already = pins.get(found.name)
             if already is None:
-                pins[found.name] = _pin(found, later, (extra,))
+                pins[found.name] = _pin(question, found, later, (extra,))
             elif already.extras:
                 pins[found.name] = msgspec.structs.replace(already, extras=(*already.extras, extra))
     ordered = tuple(pins[name] for name in sorted(pins))
@@ -244,7 +406,9 @@ def _joined(
     try:
         return [*base, *_new(_beside(question, runtime, platform, later, base), base)]
     except EnvironmentFailed:
-        return _for_cpu(question, _compile(question, (*requirements, *runtime), platform, later), platform)
+        pins = {pin[0] for pin in map(pinned, requirements) if pin}
+        together = _compile(question, (*requirements, *runtime), platform, later, free=pins)
+        return _for_cpu(question, together, platform)
 
 
 def _beside(
@@ -283,15 +447,15 @@ def _variant(question: Question, found: Found, platform: str) -> Found:
         return found
 
 
-def _pin(found: Found, by: date | None, extras: tuple[str, ...]) -> Pin:
+def _pin(question: Question, found: Found, by: date | None, extras: tuple[str, ...]) -> Pin:
     wheels = _timely(found.wheels, by)
-    carried = next((wheel.filename for wheel in wheels if wheel.uploaded is None), None)
+    own = [wheel for wheel in wheels if wheel.sha256 in question.carried]
     return Pin(
         name=found.name,
         version=found.version,
-        hashes=tuple(sorted(f"sha256:{wheel.sha256}" for wheel in wheels)),
+        hashes=tuple(sorted(f"sha256:{wheel.sha256}" for wheel in own or wheels)),
         extras=extras,
-        wheel=carried if by is not None else None,
+        wheel=question.carried[own[0].sha256] if own else None,
     )
 
 
@@ -342,14 +506,15 @@ def _uv_compile(
     no_deps: bool = False,
 ) -> str:
     """One `uv pip compile`; without a platform for all of them. `free` names are not bound to the date."""
-    asked, holds = question.folder / "requirements.in", question.folder / "constraints.txt"
+    scratch = Path(tempfile.mkdtemp(dir=question.folder))
+    asked, holds = scratch / "requirements.in", scratch / "constraints.txt"
     asked.write_text("\n".join(requirements) + "\n")
     holds.write_text("".join(f"{name}=={version}\n" for name, version in sorted((held or {}).items())))
     argv = [
         *("pip", "compile", "--quiet", str(asked), "--constraints", str(holds)),
         *("--format", form, "--no-header", "--python", sys.executable, "--python-version", question.python),
         *(("--python-platform", _TARGETS.get(platform, platform)) if platform else ("--universal",)),
-        *(("--only-binary", ":all:") if platform and not question.allow_build else ()),
+        *(("--only-binary", ":all:") if platform else ()),
         *(("--no-deps",) if no_deps else ()),
         *(("--exclude-newer", f"{as_of.isoformat()}T00:00:00Z") if as_of else ()),
     ]
@@ -357,7 +522,7 @@ def _uv_compile(
         argv += ["--exclude-newer-package", f"{name}=false"]
     return uv(
         argv,
-        cwd=question.folder,
+        cwd=scratch,
         indexes=question.indexes,
         failing=f"The requirements can't be locked for Python {question.python} on {platform or 'any platform'}",
     )

@@ -37,6 +37,9 @@ _UNWANTED = (
     "UV_PROJECT",
     "UV_WORKING_DIR",
 )
+_INDEX_SETTINGS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
+_NETWORK = ("failed to fetch", "dns error", "connection", "client error", "timed out")
+_NO_WHEEL = ("no wheels", "no usable wheels", "only-binary", "no-build")
 _FRAME = re.compile(r"^[\s×╰├─▶│]+")
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
 
@@ -67,7 +70,9 @@ def uv(
     `cwd` is a folder of ours: uv would read the settings of a project it finds around it.
     Raises EnvironmentFailed: `failing`, then uv's own reason and, where known, the next step.
     """
-    command = [_binary(), *argv, "--no-progress", "--color", "never", *(["--no-index"] if indexes.only_links else [])]
+    command = [_binary(), *argv, "--no-progress", "--color", "never"]
+    if indexes.only_links:
+        command.append("--no-index")
     try:
         done = subprocess.run(
             command,
@@ -93,7 +98,9 @@ def reason_of(stderr: str) -> str:
     lines = [_FRAME.sub("", line).strip() for line in stderr.splitlines()]
     errors = [place for place, line in enumerate(lines) if line.startswith("error:")]
     lines = lines[errors[-1] :] if errors else lines
-    kept = [line for line in lines if line and not line.startswith(("warning:", "hint:", "Using ", "Resolved "))]
+    kept = [
+        line for line in lines if line and not line.startswith(("warning:", "hint:", "Using ", "Resolved "))
+    ]
     words = [line.removeprefix("error: ").removeprefix("cause: ").rstrip(":") for line in kept]
     words = [word for word in words if word != "No solution found when resolving dependencies"]
     sentence = _CREDENTIALS.sub(r"\1", ": ".join(words)) or "uv gave no reason"
@@ -102,11 +109,11 @@ def reason_of(stderr: str) -> str:
 
 def _next_step(reason: str) -> str:
     lowered = reason.lower()
-    if any(sign in lowered for sign in ("failed to fetch", "dns error", "connection", "client error", "timed out")):
+    if any(sign in lowered for sign in _NETWORK):
         return "Check the network or the index (--index, --find-links), or bring the wheels along with save --with-env."
     if "hash mismatch" in lowered:
         return "The index holds other files than the lock names: use the index the package was locked with."
-    if "no wheels" in lowered or "no usable wheels" in lowered or "only-binary" in lowered or "no-build" in lowered:
+    if any(sign in lowered for sign in _NO_WHEEL):
         return "Pin a version that has a wheel for this Python, or pass --allow-build."
     return ""
 
@@ -120,10 +127,15 @@ def _binary() -> str:
 def _environ(indexes: Indexes) -> dict[str, str]:
     environ = {name: value for name, value in os.environ.items() if name not in _UNWANTED}
     environ["UV_PYTHON_DOWNLOADS"] = environ.get("UV_PYTHON_DOWNLOADS", "never")
+    if not any(environ.get(name) for name in _INDEX_SETTINGS):
+        for ours, pips in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_INDEX", "PIP_EXTRA_INDEX_URL")):
+            if environ.get(pips):  # a machine set up for pip is set up for us
+                environ[ours] = environ[pips]
     if indexes.index:
         environ["UV_INDEX"] = " ".join((*indexes.index, *environ.get("UV_INDEX", "").split()))
     if indexes.find_links:
-        environ["UV_FIND_LINKS"] = ",".join((*indexes.find_links, *filter(None, [environ.get("UV_FIND_LINKS")])))
+        links = (*indexes.find_links, environ.get("UV_FIND_LINKS", ""))
+        environ["UV_FIND_LINKS"] = ",".join(filter(None, links))
     if indexes.only_links:
         environ["UV_OFFLINE"] = "1"
         environ.pop("UV_INDEX", None)
