@@ -79,6 +79,7 @@ class Description:
     inputs: None where the model does not know. methods: the outputs it offers, the first being its plain answer; `()`
     where it has one answer without a name. inner: the methods an inner stage uses by default.
     takes: how it wants its rows. versions: of the libraries it runs on, as installed here.
+    outputs: what it declares to give, as a function's annotations do; None where only a sample shows it.
     untyped: names of inputs whose dtype the model does not tell, and a sample may.
     labels: the classes in the order of the probabilities' columns, where it classifies.
     """
@@ -92,6 +93,7 @@ class Description:
     notes: tuple[str, ...] = ()
     untyped: tuple[str, ...] = ()
     labels: tuple[Any, ...] = ()
+    outputs: tuple[Field, ...] | None = None
 
 
 class Predictor(Protocol):
