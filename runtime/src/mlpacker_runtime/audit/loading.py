@@ -1,0 +1,154 @@
+"""Build what was audited: unpicklers that import nothing outside the same list, over the very bytes that were read.
+
+Arrays that joblib put between the pickle's instructions are read by us, at the positions the audit found, so that this works
+beside any joblib or none, and so that no nested unpickler is left without the guard.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickle
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from mlpacker_runtime.audit.allowlist import Policy
+from mlpacker_runtime.audit.machine import ARRAY_ON_DISK, Span
+from mlpacker_runtime.audit.report import refusal
+from mlpacker_runtime.errors import BadInput, EnvironmentFailed, MlpackerError
+
+
+class Imports:
+    """Resolves the names of a file: the policy again, then the import. `main` stands in for the script that trained."""
+
+    def __init__(self, policy: Policy, main: ModuleType | None) -> None:
+        self.policy = policy
+        self.main = main
+
+    def find(self, module: str, name: str) -> object:
+        """Raises Refused for a name off the list, EnvironmentFailed for one this environment does not have."""
+        module, name = self.policy.canonical(module, name)
+        if self.policy.use(module, name) is None:
+            raise refusal((f"{module}.{name}",))
+        if (module, name) == ARRAY_ON_DISK:
+            return _Placeholder
+        if module == "__main__" and self.main is not None:
+            return self.defined(self.main, name)
+        found = _attribute(_module(module), name)
+        if module in self.policy.code_modules:
+            self.own(found, module, name)
+        return found
+
+    def defined(self, module: ModuleType, name: str) -> object:
+        found = _attribute(module, name)
+        self.own(found, module.__name__, name)
+        return found
+
+    def own(self, found: object, module: str, name: str) -> None:
+        """User code is accepted for what it defines, not for what it imports."""
+        if getattr(found, "__module__", None) != module:
+            raise refusal((f"{module}.{name}",))
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise EnvironmentFailed(
+            f"The model needs the module {name}, which can't be imported here: {error}.",
+            "Use the environment the model was saved in, or name the packages it needs.",
+            module=name,
+        ) from error
+
+
+def _attribute(module: ModuleType, name: str) -> object:
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        version = getattr(sys.modules.get(module.__name__.partition(".")[0]), "__version__", "of this environment")
+        raise EnvironmentFailed(
+            f"The model needs {module.__name__}.{name}, which the installed version ({version}) does not have.",
+            "Use the versions the model was saved with.",
+            module=module.__name__,
+        ) from error
+
+
+class _Placeholder:
+    """Our own stand-in for joblib's NumpyArrayWrapper: it only holds what the file says of the array."""
+
+
+class _Plain(pickle.Unpickler):
+    """The C unpickler with our imports. For whole pickles and for the nested ones of object arrays."""
+
+    def __init__(self, data: bytes, imports: Imports) -> None:
+        super().__init__(io.BytesIO(data), fix_imports=False)
+        self._imports = imports
+
+    def find_class(self, module: str, name: str, /) -> object:
+        return self._imports.find(module, name)
+
+
+class _WithArrays(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """The Python unpickler (joblib's own choice too, for its one seam after BUILD) with our imports and our arrays."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+
+    def __init__(self, data: bytes, imports: Imports, spans: Sequence[Span]) -> None:
+        self._data = data
+        self._file = io.BytesIO(data)
+        self._imports = imports
+        self._spans = iter(spans)
+        super().__init__(self._file, fix_imports=False)
+
+    def find_class(self, module: str, name: str) -> object:
+        return self._imports.find(module, name)
+
+    def load_build(self) -> None:
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+        if isinstance(self.stack[-1], _Placeholder):
+            self.stack[-1] = self._array(vars(self.stack[-1]))
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def _array(self, told: dict[str, object]) -> object:
+        span = next(self._spans, None)
+        if span is None or span.start != self._file.tell():
+            raise BadInput("An array in this file does not lie where the audit found it.", "Send the file again.")
+        self._file.seek(span.end)
+        if span.nested:
+            return _Plain(self._data[span.start : span.end], self._imports).load()
+        return _read_array(memoryview(self._data)[span.data : span.end], told)
+
+
+def _read_array(raw: memoryview, told: dict[str, object]) -> object:
+    """The array of shape and dtype `told`, in the machine's byte order, writable and with memory of its own."""
+    import numpy as np
+
+    dtype = told["dtype"]
+    if not isinstance(dtype, np.dtype) or dtype.hasobject:
+        raise BadInput("An array in this file has a type that the audit did not see.", "Send the file again.")
+    flat = np.empty(len(raw) // dtype.itemsize if dtype.itemsize else int(np.prod(told["shape"])), dtype=dtype)  # type: ignore[call-overload]
+    if flat.nbytes:
+        flat.view(np.uint8).reshape(-1)[:] = np.frombuffer(raw, dtype=np.uint8)
+    shape: tuple[int, ...] = tuple(told["shape"])  # type: ignore[arg-type]
+    array = flat.reshape(shape[::-1]).transpose() if told["order"] == "F" else flat.reshape(shape)
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
+    subclass = told["subclass"]
+    return array if subclass in (np.ndarray, np.memmap) else array.view(subclass)
+
+
+def build(data: bytes, spans: Sequence[Span], policy: Policy, main: ModuleType | None) -> object:
+    """The object in an audited pickle. Raises what `Imports.find` raises, and BadInput when the file can't be rebuilt."""
+    imports = Imports(policy, main)
+    unpickler = _WithArrays(data, imports, spans) if spans else _Plain(data, imports)
+    try:
+        return unpickler.load()
+    except MlpackerError:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"The model in this file can't be rebuilt here: {type(error).__name__}: {error}.",
+            "Use the versions it was saved with.",
+        ) from error
