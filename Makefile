@@ -1,0 +1,69 @@
+# make help says what there is. Everything works in a fresh clone: what a target needs is set up first, inside the clone.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint format bench fuzz docs lock system-parts clean
+
+PY := .venv/bin/python
+PYTEST := $(PY) -m pytest
+LOCKED := tools/setup pyproject.toml runtime/pyproject.toml hatch_build.py
+RINGS ?= unit contract fuzz system stories
+FUZZ_SECONDS ?= 600
+
+# Debian packages the tests use: a registry; the library LightGBM and some others link to. `bench` adds its load generator.
+SYSTEM_PARTS := docker-registry libgomp1
+BENCH_PARTS := wrk libgomp1
+
+help: ## show this
+	@if [ -t 1 ]; then b=$$(printf '\033[1m'); n=$$(printf '\033[0m'); fi; \
+	echo "$${b}MLPacker$${n}: pack a trained pipeline once, run it anywhere."; echo; \
+	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
+	while IFS="$$(printf '\t')" read -r name text; do printf '  %smake %-7s%s %s\n' "$$b" "$$name" "$$n" "$$text"; done; \
+	echo; echo "  make test RINGS=unit ARGS='-k batch'   one ring, some tests"; \
+	echo "  MLPACKER_NO_SYSTEM_PARTS=1 make test   installs no Debian packages; tests that want them are skipped"
+
+demo: .venv/.run ## pack, serve, call and score a scikit-learn model (under 2 minutes)
+	@$(PY) examples/demo.py
+
+test: .venv/.dev system-parts ## all tests; as root on Debian, installs the system parts they want
+	@MLPACKER_FUZZ_SECONDS=$${MLPACKER_FUZZ_SECONDS:-30} $(PYTEST) $(wildcard $(RINGS:%=tests/%)) $(ARGS)
+
+lint: .venv/.dev ## style, imports, types
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	@.venv/bin/lint-imports --no-logo
+	$(PY) -m mypy
+	@set -e; for check in tools/check_*.py; do if [ -e "$$check" ]; then echo "$(PY) $$check"; $(PY) "$$check"; fi; done
+
+format: .venv/.dev ## let ruff mend what it can
+	$(PY) -m ruff check --fix
+	$(PY) -m ruff format
+
+bench: .venv/.dev ## compare with other servers, side by side
+	@MLPACKER_PARTS="$(BENCH_PARTS)" tools/system-parts
+	@$(PY) benchmarks/run.py $(ARGS)
+
+fuzz: .venv/.dev ## ten minutes of random input for the decoders and readers (FUZZ_SECONDS=600)
+	@MLPACKER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -m fuzz $(ARGS)
+
+docs: .venv/.dev ## write the reference pages anew, from the code
+	@set -e; for script in tools/docs_*.py; do if [ -e "$$script" ]; then echo "$(PY) $$script"; $(PY) "$$script"; fi; done
+
+setup: .venv/.dev ## make .venv for working on the code
+
+lock: .venv/.run ## lock newer versions of what .venv holds
+	tools/lock --upgrade
+
+clean: ## remove .venv, caches and builds
+	rm -rf .venv .tools .tools.new .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+system-parts:
+	@MLPACKER_PARTS="$(SYSTEM_PARTS)" tools/system-parts
+
+.venv/.run: $(LOCKED) tools/locked/run.txt
+	@tools/setup run
+	@touch $@
+
+.venv/.dev: $(LOCKED) tools/locked/run.txt tools/locked/dev.txt
+	@tools/setup dev
+	@touch .venv/.run $@
