@@ -40,7 +40,7 @@ def inspect(files: Files, path: str, trust: Trust) -> Facts:
     else:
         report = audit.scan(data, trusted=trust.names, trust_code=trust.code)
     return Facts(
-        versions=dict(report.versions),
+        versions={n: said[0] for n, said in report.versions.items() if len(said) == 1},
         modules=tuple(report.modules),
         code=report.code,
         trusted=tuple(sorted(trust.names & set(report.names))),
