@@ -99,6 +99,8 @@ def _coded(column: Any, field: Field, strict: bool) -> Any:
         code = place.get(label)
         if code is None and strict:
             known = ", ".join(map(repr, field.categories[:12]))
-            raise BadInput(f"Column {field.name!r} holds {label!r}, which the model was not trained on: it knows {known}.")
+            raise BadInput(
+                f"Column {field.name!r} holds {label!r}, which the model was not trained on: it knows {known}."
+            )
         out[i] = np.nan if code is None else code
     return out

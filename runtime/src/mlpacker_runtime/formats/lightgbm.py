@@ -42,7 +42,9 @@ def inspect(files: Files, path: str, trust: Trust) -> Facts:
     if header is None:
         raise BadInput(f"{path} is not a LightGBM text model.")
     since = ">=4" if int(header[1]) >= 4 else ""
-    return Facts(modules=("lightgbm",), requirements=(f"lightgbm{since}",), notes=("The text holds no class labels.",))
+    return Facts(
+        modules=("lightgbm",), requirements=(f"lightgbm{since}",), notes=("The text holds no class labels.",)
+    )
 
 
 def load(files: Files, stage: Stage, trust: Trust) -> Trees:
@@ -60,9 +62,13 @@ def _library() -> Any:
     try:
         import lightgbm
     except ImportError as cause:
-        raise EnvironmentFailed("LightGBM is not installed here.", "Add lightgbm to the stage's requirements.") from cause
+        raise EnvironmentFailed(
+            "LightGBM is not installed here.", "Add lightgbm to the stage's requirements."
+        ) from cause
     except OSError as cause:
-        raise EnvironmentFailed(f"LightGBM can't be loaded: {cause}.", GOMP if "libgomp" in str(cause) else "") from cause
+        raise EnvironmentFailed(
+            f"LightGBM can't be loaded: {cause}.", GOMP if "libgomp" in str(cause) else ""
+        ) from cause
     return lightgbm
 
 

@@ -22,7 +22,20 @@ from . import Description, Facts, Files, Trust, features, versions
 name = "onnx"
 
 VARINT, EIGHT, BYTES, FOUR = 0, 1, 2, 5
-MODEL = {1: VARINT, 2: BYTES, 3: BYTES, 4: BYTES, 5: VARINT, 6: BYTES, 7: BYTES, 8: BYTES, 14: BYTES, 20: BYTES, 25: BYTES, 26: BYTES}
+MODEL = {
+    1: VARINT,
+    2: BYTES,
+    3: BYTES,
+    4: BYTES,
+    5: VARINT,
+    6: BYTES,
+    7: BYTES,
+    8: BYTES,
+    14: BYTES,
+    20: BYTES,
+    25: BYTES,
+    26: BYTES,
+}
 IR_VERSION, PRODUCER, PRODUCER_VERSION, GRAPH, OPSET, FUNCTION = 1, 2, 3, 7, 8, 25
 GRAPH_FIELDS = (1, 2, 5, 10, 11, 12, 13, 14, 15, 16)
 NODE, INITIALIZER, OUTPUT, SPARSE = 1, 5, 12, 15
@@ -81,7 +94,10 @@ def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
 
 def matches(files: Files, path: str) -> bool:
     try:
-        with files.file(path).open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        with (
+            files.file(path).open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
             return _is_model(data)
     except (OSError, ValueError):
         return False
@@ -108,7 +124,11 @@ def inspect(files: Files, path: str, trust: Trust) -> Facts:
     try:
         opset = _opset(data)
         beside = external(data)
-        made = [data[a:b].decode("utf-8", "replace") for n, _, a, b in walk(data, 0, len(data)) if n in (PRODUCER, PRODUCER_VERSION)]
+        made = [
+            data[a:b].decode("utf-8", "replace")
+            for n, _, a, b in walk(data, 0, len(data))
+            if n in (PRODUCER, PRODUCER_VERSION)
+        ]
     except (ValueError, RecursionError) as cause:
         raise BadInput(f"{path} is not a whole ONNX model: {cause}.") from cause
     found = tuple(_beside(files, path, location) for location in beside)
@@ -185,7 +205,13 @@ def _location(data: bytes, start: int, end: int) -> Iterator[str]:
 def _beside(files: Files, path: str, location: str) -> str:
     """The path of a file that holds tensors. Raises BadInput where it is not inside the model's own folder."""
     relative = PurePosixPath(location)
-    if not location or relative.is_absolute() or ".." in relative.parts or "\\" in location or "\0" in location:
+    if (
+        not location
+        or relative.is_absolute()
+        or ".." in relative.parts
+        or "\\" in location
+        or "\0" in location
+    ):
         raise BadInput(f"{path} keeps tensors in {location!r}, outside its own folder.")
     folder = PurePosixPath(path).parent
     wanted = (folder / relative).as_posix()
@@ -212,7 +238,9 @@ def _session(source: str | bytes, stage: Stage) -> Any:
     try:
         import onnxruntime
     except ImportError as cause:
-        raise EnvironmentFailed("ONNX Runtime is not installed here.", "Add onnxruntime to the stage's requirements.") from cause
+        raise EnvironmentFailed(
+            "ONNX Runtime is not installed here.", "Add onnxruntime to the stage's requirements."
+        ) from cause
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = int(stage.options.get("threads", 1))
     options.inter_op_num_threads = 1
@@ -292,11 +320,17 @@ def _tensor(column: Any, node: Any, field: Field) -> np.ndarray:
     if isinstance(column, np.ma.MaskedArray):
         if np.ma.getmaskarray(column).any() and field.numpy.kind != "f":
             raise BadInput(f"Input {node.name!r} has a null, and {field.dtype} knows none.")
-        column = column.astype(np.float64).filled(np.nan) if field.numpy.kind == "f" else column.filled(0)
+        column = (
+            features.numbers(Batch({node.name: column}))[:, 0]
+            if field.numpy.kind == "f"
+            else column.filled(0)
+        )
     if field.dtype == "string" and any(v is None for v in column.ravel()):
         raise BadInput(f"Input {node.name!r} has a null, and string knows none.")
     try:
-        values = np.ascontiguousarray(column).astype(object if field.dtype == "string" else field.dtype, copy=False)
+        values = np.ascontiguousarray(column).astype(
+            object if field.dtype == "string" else field.dtype, copy=False
+        )
     except (TypeError, ValueError) as cause:
         raise BadInput(f"Input {node.name!r} does not hold {field.dtype} values.") from cause
     if node.shape and values.ndim == len(node.shape) - 1 and node.shape[-1] == 1:

@@ -7,6 +7,7 @@ and probabilities; a bare booster answers with what `Booster.predict` gives.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import struct
@@ -77,7 +78,9 @@ def _ubj_integers(data: bytes) -> tuple[int, ...] | None:
         kind = b""
         if data[at : at + 1] == b"$":
             kind, at = data[1:2], 2
-        count, at = _ubj_integer(data[at + 1 : at + 2], data, at + 2) if data[at : at + 1] == b"#" else (0, at)
+        count, at = (
+            _ubj_integer(data[at + 1 : at + 2], data, at + 2) if data[at : at + 1] == b"#" else (0, at)
+        )
         out = []
         for _ in range(min(count, 8)):
             mark, at = (kind, at) if kind else (data[at : at + 1], at + 1)
@@ -102,7 +105,12 @@ def _is_old(head: bytes) -> bool:
     except struct.error:
         return False
     objective = head[start + OLD_PARAMETERS + 8 :][: min(length, 64)]
-    return 0 < length <= 64 and 0 <= classes < 1 << 20 and columns < 1 << 31 and re.fullmatch(rb"[a-z]+:[a-z0-9_:]+", objective) is not None
+    return (
+        0 < length <= 64
+        and 0 <= classes < 1 << 20
+        and columns < 1 << 31
+        and re.fullmatch(rb"[a-z]+:[a-z0-9_:]+", objective) is not None
+    )
 
 
 def inspect(files: Files, path: str, trust: Trust) -> Facts:
@@ -113,7 +121,9 @@ def inspect(files: Files, path: str, trust: Trust) -> Facts:
             f"{path} is {'in the old binary format of XGBoost' if _is_old(head) else 'not a whole XGBoost model'}.",
             "Load it in the XGBoost that wrote it and save it again: booster.save_model('model.json').",
         )
-    wrapped = WRAPPED_CLASSIFIER.search(head) is not None  # labels are the wrapper's work, which needs scikit-learn
+    wrapped = (
+        WRAPPED_CLASSIFIER.search(head) is not None
+    )  # labels are the wrapper's work, which needs scikit-learn
     return Facts(
         versions={"xgboost": ".".join(map(str, version))},
         modules=("xgboost", "sklearn") if wrapped else ("xgboost",),
@@ -129,7 +139,9 @@ def load(files: Files, stage: Stage, trust: Trust) -> Trees | Wrapped:
         booster = library.Booster()
         booster.load_model(bytearray(data))
     except Exception as cause:
-        raise BadInput(f"{stage.path} can't be read by XGBoost {library.__version__}: {_first_line(cause)}") from cause
+        raise BadInput(
+            f"{stage.path} can't be read by XGBoost {library.__version__}: {_first_line(cause)}"
+        ) from cause
     booster.set_param({"nthread": int(stage.options.get("threads", 1))})
     said = json.loads(booster.attr("scikit_learn") or "{}")
     kind = said.get("_estimator_type") or said.get("type", "")
@@ -147,7 +159,9 @@ def _library() -> Any:
     try:
         import xgboost
     except ImportError as cause:
-        raise EnvironmentFailed("XGBoost is not installed here.", "Add xgboost-cpu to the stage's requirements.") from cause
+        raise EnvironmentFailed(
+            "XGBoost is not installed here.", "Add xgboost-cpu to the stage's requirements."
+        ) from cause
     return xgboost
 
 
@@ -162,7 +176,11 @@ class Trees:
         self.stage = stage
         self.inputs = _inputs(booster)
         self.trees = json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] != "gblinear"
-        self.range = (0, int(booster.attr("best_iteration")) + 1) if best and booster.attr("best_iteration") else (0, 0)
+        self.range = (
+            (0, int(booster.attr("best_iteration")) + 1)
+            if best and booster.attr("best_iteration")
+            else (0, 0)
+        )
 
     def describe(self) -> Description:
         return Description(self.inputs, ("predict",), ("predict",), "matrix", versions(*DISTRIBUTIONS))
@@ -213,12 +231,19 @@ def _inputs(booster: Any) -> tuple[Field, ...]:
     if not names:
         return features.unnamed(booster.num_features())
     labels = _categories(booster) if "c" in types else {}
-    return tuple(_field(n, t, labels.get(i)) for i, (n, t) in enumerate(zip(names, types or ["float"] * len(names), strict=True)))
+    return tuple(
+        _field(n, t, labels.get(i))
+        for i, (n, t) in enumerate(zip(names, types or ["float"] * len(names), strict=True))
+    )
 
 
 def _field(name: str, kind: str, labels: tuple[Any, ...] | None) -> Field:
     if kind == "c":
-        return Field(name, "category", nullable=True, categories=labels) if labels else Field(name, "int64", nullable=True)
+        return (
+            Field(name, "category", nullable=True, categories=labels)
+            if labels
+            else Field(name, "int64", nullable=True)
+        )
     return Field(name, "bool" if kind == "i" else "float64")
 
 
@@ -234,4 +259,4 @@ def _labels(encoder: dict[str, Any]) -> list[Any]:
     if "offsets" not in encoder:
         return list(encoder["values"])
     raw, at = bytes(b & 0xFF for b in encoder["values"]), encoder["offsets"]
-    return [raw[a:b].decode("utf-8", "replace") for a, b in zip(at, at[1:], strict=False)]
+    return [raw[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(at)]
