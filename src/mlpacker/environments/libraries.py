@@ -62,7 +62,7 @@ def needed_by(path: Path) -> tuple[str, ...]:
                 return ()
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # some have hundreds of MB
                 return tuple(_needed(data))
-    except (OSError, struct.error, StopIteration, RuntimeError, ValueError):
+    except (OSError, struct.error, StopIteration, RuntimeError, OverflowError, ValueError):
         return ()
 
 

@@ -273,7 +273,7 @@ def _unreachable(error: EnvironmentFailed) -> bool:
 def _asking(python: str, indexes: Indexes, carried: Path | None, progress: Progress) -> Iterator[Question]:
     """A question with a folder for its scratch files."""
     files = sorted(carried.glob("*.whl")) if carried is not None else []
-    if files:
+    if carried is not None and files:
         links = (str(carried.resolve()), *indexes.find_links)
         indexes = msgspec.structs.replace(indexes, find_links=links)
     hashes = {hashlib.sha256(file.read_bytes()).hexdigest(): file.name for file in files}

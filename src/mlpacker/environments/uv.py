@@ -55,6 +55,16 @@ class Indexes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     find_links: tuple[str, ...] = ()
     only_links: bool = False
 
+    def arguments(self) -> list[str]:
+        """What uv and pip are told on the command line: folders, and to ask no index. Addresses are not among it."""
+        folders = [str(Path(link).absolute()) for link in self.find_links if "://" not in link]
+        links = [word for folder in folders for word in ("--find-links", folder)]
+        return [*links, *(["--no-index"] if self.only_links else [])]
+
+    def pages(self) -> tuple[str, ...]:
+        """The `find_links` that are addresses."""
+        return tuple(link for link in self.find_links if "://" in link)
+
 
 def uv(
     argv: list[str],
@@ -71,8 +81,7 @@ def uv(
     Raises EnvironmentFailed: `failing`, then uv's own reason and, where known, the next step.
     """
     command = [_binary(), *argv, "--no-progress", "--color", "never"]
-    if indexes.only_links:
-        command.append("--no-index")
+    command += indexes.arguments()
     try:
         done = subprocess.run(
             command,
@@ -133,8 +142,8 @@ def _environ(indexes: Indexes) -> dict[str, str]:
                 environ[ours] = environ[pips]
     if indexes.index:
         environ["UV_INDEX"] = " ".join((*indexes.index, *environ.get("UV_INDEX", "").split()))
-    if indexes.find_links:
-        links = (*indexes.find_links, environ.get("UV_FIND_LINKS", ""))
+    if indexes.pages():
+        links = (*indexes.pages(), environ.get("UV_FIND_LINKS", ""))
         environ["UV_FIND_LINKS"] = ",".join(filter(None, links))
     if indexes.only_links:
         environ["UV_OFFLINE"] = "1"

@@ -159,9 +159,16 @@ def _download(pins: Iterable[Pin], python: str, platform: str, into: Path, index
 
 
 def _pip(argv: list[str], cwd: Path, indexes: Indexes, *, failing: str) -> None:
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", *argv]
-    if indexes.only_links:
-        command.append("--no-index")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-input",
+        *argv,
+        *indexes.arguments(),
+    ]
     try:
         done = subprocess.run(
             command,
@@ -200,7 +207,7 @@ def _environ(indexes: Indexes) -> dict[str, str]:
     if more:
         environ["PIP_EXTRA_INDEX_URL"] = " ".join(more)
     links = (
-        *indexes.find_links,
+        *indexes.pages(),
         *environ.get("UV_FIND_LINKS", "").split(","),
         *environ.get("PIP_FIND_LINKS", "").split(),
     )
