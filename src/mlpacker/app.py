@@ -1,0 +1,401 @@
+"""The SDK: one verb per use case. The command line is a thin front over it.
+
+    import mlpacker
+    packed = mlpacker.pack("model.joblib", name="iris")
+    with mlpacker.open("iris") as iris:
+        iris.predict(frame)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import platformdirs
+
+from mlpacker_runtime import manifest as manifests
+from mlpacker_runtime.manifest import Manifest
+
+from . import trust
+from .errors import ModelFailed
+from .events import Events, Silent
+
+if TYPE_CHECKING:
+    from mlpacker_runtime.batch import Batch, Outcome
+
+    from .environments.install import Environment
+    from .environments.lock import Lock
+    from .package import packing
+    from .package.diff import Change, Side
+
+PROOF = "application/vnd.mlpacker.proof.v1+json"
+GOLDEN = "application/vnd.mlpacker.golden.v1+json"
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a package says of itself. size: bytes of all its layers. proof: what was compared when it was packed."""
+
+    digest: str
+    manifest: Manifest
+    size: int
+    proof: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def version(self) -> str | None:
+        return self.manifest.version
+
+    def to_json(self) -> dict[str, Any]:
+        """One object, as `--json` prints it."""
+        plain = manifests.to_plain(self.manifest)
+        return {
+            "name": self.name,
+            "version": self.version,
+            "digest": self.digest,
+            "stages": plain["stages"],
+            "signature": {"inputs": plain["inputs"], "outputs": plain["outputs"]},
+            "environments": plain.get("environments", {}),
+            "metadata": plain.get("metadata", {}),
+            "size": self.size,
+            "proof": dict(self.proof),
+        }
+
+
+def default_home(environ: Mapping[str, str] = os.environ) -> Path:
+    """MLPACKER_HOME, else the platform's data folder."""
+    named = environ.get("MLPACKER_HOME")
+    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("mlpacker", appauthor=False))
+
+
+class Mlpacker:
+    """One home: its store, its environments, and what was accepted on this machine.
+
+    home: a folder (default: MLPACKER_HOME, else the platform's data folder). events: told how long work goes on.
+    Every verb raises the errors of `mlpacker.errors`; a REF is `name`, `name:version`, `name@sha256:…` or a digest prefix.
+    """
+
+    def __init__(self, home: Path | str | None = None, events: Events | None = None) -> None:
+        from .stores.layout import LayoutStore
+
+        self.home = Path(home).expanduser() if home is not None else default_home()
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.events: Events = events or Silent()
+        self.store = LayoutStore(self.home / "store")
+
+    # --- pack
+
+    def pack(
+        self,
+        *models: str | Path,
+        descriptor: str | Path | None = None,
+        name: str | None = None,
+        version: str | None = None,
+        sample: str | Path | None = None,
+        expect: str | Path | None = None,
+        python: str | Path | None = None,
+        code: Sequence[str | Path] = (),
+        requirements: Sequence[str] = (),
+        trust: Sequence[str] = (),
+        trust_code: bool = False,
+        index: str | None = None,
+        find_links: Sequence[str] = (),
+        allow_build: bool = False,
+        vendor: bool = False,
+        move: bool = False,
+    ) -> Info:
+        """Make a package and put it into the store.
+
+        models: model files, MLflow folders, `FILE.py:FUNCTION`, in order; or a descriptor (pipeline.yaml).
+        python: the training interpreter. Raises BadDescription, BadInput, Refused, EnvironmentFailed, NotProvable, StoreFailed.
+        """
+        from mlpacker_runtime.formats import Trust
+
+        from . import pipeline as pipelines
+        from .environments.uv import Indexes
+        from .package import packing
+
+        described = pipelines.describe(
+            models=[str(m) for m in models],
+            descriptor=descriptor,
+            name=name,
+            version=version,
+            sample=sample,
+            expect=expect,
+            code=code,
+            requirements=requirements,
+        )
+        options = packing.Options(
+            python=Path(python) if python is not None else None,
+            trust=Trust(frozenset(trust), trust_code),
+            indexes=Indexes(index=(index,) if index else (), find_links=tuple(find_links)),
+            allow_build=allow_build,
+        )
+        with tempfile.TemporaryDirectory(prefix="mlpacker-pack-") as folder:
+            packed = packing.pack(described, Path(folder), self.home, options, self.events)
+            self.events.step("Writing the package")
+            digest = self._record(packed, move)
+        if vendor:
+            self.vendor(digest)
+        return self.inspect(digest)
+
+    def _record(self, packed: packing.Packed, move: bool) -> str:
+        """Into the store, with what hangs on it; accepted here, because it was packed here."""
+        from . import tables
+        from .package.packing import golden_document, proof_document
+        from .stores import packages, referrers
+
+        files = {p: packages.PackageFile(packed.folder / p, _kind(p)) for p in packed.files}
+        made = packed.manifest
+        digest = packages.write_package(
+            self.store, made.name, made.version, files, move=move, progress=self.events.progress
+        )
+        referrers.attach(self.store, digest, PROOF, proof_document(packed))
+        referrers.attach(self.store, digest, GOLDEN, golden_document(packed))
+        trust.accept(self.home, digest, "packed here")
+        return digest
+
+    # --- look
+
+    def list(self) -> list[Listed]:
+        """Every name in the store, newest last."""
+        from .stores import packages
+
+        return [
+            Listed(ref, self._info(found.digest, found.size))
+            for found in packages.list_packages(self.store)
+            for ref in (found.refs or (found.digest,))
+        ]
+
+    def inspect(self, ref: str) -> Info:
+        """What a package says of itself. Raises NotFound."""
+        from .stores import packages
+
+        digest = self.resolve(ref)
+        return self._info(digest, packages.size_of(packages.read_manifest(self.store, digest)))
+
+    def resolve(self, ref: str) -> str:
+        """The digest a REF means. Raises NotFound with near names."""
+        from .stores import packages
+
+        return packages.resolve(self.store, ref)
+
+    def _info(self, digest: str, size: int) -> Info:
+        from .stores import packages
+
+        data = packages.read_file(self.store, digest, manifests.PATH)
+        return Info(digest, manifests.decode(data), size, self._document(digest, PROOF) or {})
+
+    def _document(self, digest: str, kind: str) -> dict[str, Any] | None:
+        """The newest JSON document of that kind that hangs on the package."""
+        from .stores import referrers
+
+        found = referrers.referrers(self.store, digest, kind)
+        if not found:
+            return None
+        value = json.loads(referrers.read_referrer(self.store, found[-1]))
+        return value if isinstance(value, dict) else None
+
+    def diff(self, a: str, b: str) -> list[Change]:
+        """What changed from `a` to `b`: names, signature, stages, models, code, pins."""
+        from .package.diff import changes
+
+        return changes(self._side(a), self._side(b))
+
+    def _side(self, ref: str) -> Side:
+        from .package.diff import Side
+        from .stores import packages
+
+        digest = self.resolve(ref)
+        layers = {p: d.digest for p, d in packages.read_files(self.store, digest).items()}
+        return Side(self.inspect(digest).manifest, layers, self.locks(digest))
+
+    def locks(self, digest: str) -> dict[str, Lock]:
+        """A package's locks by environment."""
+        from .environments import lock
+        from .stores import packages
+
+        manifest = manifests.decode(packages.read_file(self.store, digest, manifests.PATH))
+        return {
+            n: lock.decode(packages.read_file(self.store, digest, e.lock)) for n, e in manifest.environments.items()
+        }
+
+    def verify(self, ref: str) -> dict[str, Any]:
+        """Read every byte of a package and of what hangs on it. Raises StoreFailed naming what is damaged."""
+        from .stores import packages
+
+        digest = self.resolve(ref)
+        self.events.step("Reading every byte")
+        checked = packages.verify(self.store, digest, progress=self.events.progress)
+        return {"digest": digest, "files": checked.blobs, "bytes": checked.size}
+
+    # --- names
+
+    def tag(self, ref: str, name: str, *, move: bool = False) -> str:
+        """Give a package a further name (`name` or `name:version`); its digest."""
+        from .stores import packages
+
+        return packages.tag(self.store, ref, name, move=move)
+
+    def remove(self, ref: str) -> None:
+        """Take a name away. The bytes go with the next gc."""
+        from .stores import packages
+
+        packages.remove(self.store, ref)
+
+    # --- environments
+
+    def environments(self, digest: str) -> dict[str, Environment]:
+        """A package's environments, made where they are not there yet. Raises EnvironmentFailed."""
+        from .environments import install
+        from .environments.runtime_wheel import runtime_wheel
+
+        runtime = runtime_wheel(self.home / "cache")
+        return {
+            name: install.ensure(lock, self.home, runtime, progress=self.events.note)
+            for name, lock in self.locks(digest).items()
+        }
+
+    def materialise(self, digest: str) -> Path:
+        """The package as a verified folder, for the runtime to read."""
+        from .stores import materialise
+
+        return materialise.materialise(self.store, digest, self.home / "packages", progress=self.events.progress)
+
+    # --- use
+
+    def open(self, ref: str, *, trust_code: bool = False) -> Opened:
+        """Start a package's workers in its own environments; answers until closed. Use as a context manager."""
+        info = self.inspect(ref)
+        accepted = self._accepted(info, trust_code)
+        return Opened(info, self.materialise(info.digest), self.environments(info.digest), accepted)
+
+    def _accepted(self, info: Info, trust_code: bool) -> bool:
+        return trust.require(self.home, info.digest, info.manifest.holds_code, trust_code, info.name)
+
+    def launch(self, ref: str, *, trust_code: bool = False, **served: Any) -> Launch:
+        """The command that serves a package: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `no_batching`."""
+        info = self.inspect(ref)
+        accepted = self._accepted(info, trust_code)
+        self.events.step("Preparing the environment")
+        folder, environments = self.materialise(info.digest), self.environments(info.digest)
+        own = info.manifest.stages[0].environment
+        argv = [str(environments[own].python), "-I", "-m", "mlpacker_runtime", "serve"]
+        argv += ["--package", str(folder), "--digest", info.digest, "--environment", own]
+        argv += ["--accepted"] if accepted else []
+        for name, environment in environments.items():
+            argv += ["--stage-worker", f"{name}={environment.python}"] if name != own else []
+        argv += _flags(served)
+        return Launch(argv, crew_environ(os.environ))
+
+
+def _flags(served: Mapping[str, Any]) -> list[str]:
+    flags = []
+    for key, value in served.items():
+        if value is None or value is False:
+            continue
+        flags += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return flags
+
+
+def crew_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    from .package.crew import HIDDEN
+
+    return {k: v for k, v in environ.items() if k not in HIDDEN and not k.startswith("MLPACKER_")}
+
+
+def _kind(path: str) -> str:
+    """What a file of a package is, as ModelPack sorts them."""
+    top = path.partition("/")[0]
+    return {"models": "weight", "code": "code", "sample.json": "dataset"}.get(top, "weight.config")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A name in the store and what it names."""
+
+    name: str
+    info: Info
+
+    def to_json(self) -> dict[str, Any]:
+        return {"ref": self.name, **self.info.to_json()}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A command to run, and its variables."""
+
+    argv: list[str]
+    environ: dict[str, str]
+
+
+class Opened:
+    """A package whose workers run, answering calls from Python. Close it, or use it as a context manager."""
+
+    def __init__(
+        self, info: Info, folder: Path, environments: Mapping[str, Environment], accepted: bool
+    ) -> None:
+        from .package import crew
+
+        self.info = info
+        self._stack = ExitStack()
+        pythons = {n: crew.clean(e.python, os.environ) for n, e in environments.items()}
+        workers = self._stack.enter_context(crew.crew(folder, pythons, digest=info.digest, accepted=accepted))
+        try:
+            for stage in info.manifest.stages:
+                workers.load(stage)
+        except BaseException:
+            self.close()
+            raise
+        self._engine = workers.engine(info.manifest.stages)
+
+    def run(self, batch: Batch, want: frozenset[str] | None = None) -> Outcome:
+        """Answer a batch that fits the signature; an outcome per row."""
+        return self._engine.run(batch, want)
+
+    def predict(self, rows: Any, *, partial: bool = False) -> Any:
+        """Answer rows: a pandas DataFrame, an array, a dict of columns, or a list of records or of lists.
+
+        Gives a DataFrame for a DataFrame (its index is kept), else a dict of arrays; where rows were dropped or expanded
+        a dict also holds `row`, each answer's row. Raises BadInput or ModelFailed at the first failing row, unless
+        `partial`, which leaves failing rows out.
+        """
+        import numpy as np
+
+        from . import tables
+
+        given = tables.fit(tables.from_python(rows), self.info.manifest.inputs, "The data")
+        batch = given.with_rows(np.arange(len(given)))
+        outcome = self.run(batch)
+        if outcome.errors and not partial:
+            row, said = min(outcome.errors.items())
+            raise ModelFailed(f"Row {row}: {said}", "Give partial=True to leave failing rows out.", rows=dict(outcome.errors))
+        return tables.to_python(outcome.batch, rows)
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __enter__(self) -> Opened:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def pack(*models: str | Path, home: Path | str | None = None, **options: Any) -> Info:
+    """`Mlpacker(home).pack(...)`."""
+    return Mlpacker(home).pack(*models, **options)
+
+
+def open(ref: str, *, home: Path | str | None = None, trust_code: bool = False) -> Opened:
+    """`Mlpacker(home).open(ref)`."""
+    return Mlpacker(home).open(ref, trust_code=trust_code)

@@ -1,0 +1,34 @@
+"""`mlpacker run`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from .options import EXISTING, home, option
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument("ref")
+@option("--host", default="127.0.0.1", help="The address to listen on.")
+@option("--port", default=8080, type=click.IntRange(0, 65535), help="The port; 0 picks a free one.")
+@option("--workers", default=1, type=click.IntRange(1), help="How many worker processes answer.")
+@option("--api-key-file", type=EXISTING, help="Require one of these keys, one a line, on every route but health.")
+@option("--max-body", type=click.IntRange(1), help="The largest request body, in bytes.")
+@option("--timeout", type=float, help="Seconds a request may take.")
+@option("--no-batching", is_flag=True, help="Never score rows of different requests together (bit-exact).")
+@option("--trust-code", is_flag=True, help="Accept the code of a package that was not packed here; once per digest.")
+@home
+def run(ref: str, home: Path | None, trust_code: bool, **served: object) -> None:
+    """Serve a package as a REST API on this machine.
+
+    Prints one line, `ready URL NAME@DIGEST`, when it answers. Ctrl-C or SIGTERM finish what is in flight, then end it.
+    """
+    from .. import app
+    from .drawing import Drawn
+
+    with Drawn() as events:
+        launch = app.Mlpacker(home, events=events).launch(ref, trust_code=trust_code, **served)
+    os.execve(launch.argv[0], launch.argv, launch.environ)
