@@ -51,7 +51,11 @@ def with_faults(readings: pd.DataFrame, random: np.random.Generator) -> pd.DataF
 
 
 def cleaned(readings: pd.DataFrame) -> pd.DataFrame:
-    kept = [row for row, reading in zip(readings.index, readings.to_dict("records"), strict=True) if acquire(reading)]
+    kept = [
+        row
+        for row, reading in zip(readings.index, readings.to_dict("records"), strict=True)
+        if acquire(reading)
+    ]
     return filter_faults(drop_fields(readings.loc[kept]))
 
 

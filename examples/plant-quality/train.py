@@ -37,7 +37,9 @@ def main() -> None:
     seen, fresh = train_test_split(samples, test_size=0.35, random_state=SEED)
     rows = clean(seen)
     scaler = StandardScaler().fit(rows)
-    forest = RandomForestClassifier(n_estimators=100, random_state=SEED).fit(scaler.transform(rows), grades[rows.index])
+    forest = RandomForestClassifier(n_estimators=100, random_state=SEED).fit(
+        scaler.transform(rows), grades[rows.index]
+    )
 
     joblib.dump(scaler, HERE / "scaler.joblib")
     joblib.dump(forest, HERE / "forest.joblib")
