@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 
 from . import formats
-from .errors import BadInput
 from .formats import Files, Predictor, Trust
+from .importing import import_file
 from .manifest import Manifest, Stage
 
 
@@ -45,21 +43,3 @@ def use_code(files: Files, stage: Stage) -> None:
             for key, value in vars(module).items():
                 if not key.startswith("__") and getattr(value, "__module__", None) == module.__name__:
                     setattr(main, key, value)
-
-
-def import_file(path: Path, name: str) -> object:
-    """A Python file as a module of that name, once. Raises BadInput where it can't be imported."""
-    known = sys.modules.get(name)
-    if known is not None and getattr(known, "__file__", None) == str(path):
-        return known
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path.name} is not a Python file.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as cause:
-        sys.modules.pop(name, None)
-        raise BadInput(f"{path.name} can't be imported: {type(cause).__name__}: {cause}.") from cause
-    return module

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..calls import CallablePredictor
 from ..errors import BadInput, MlpackerError, Refused
-from ..loading import import_file
+from ..importing import import_file
 from ..manifest import Stage
 from . import Facts, Files, Trust
 
