@@ -32,10 +32,10 @@ class RuntimeWheelHook(BuildHookInterface):  # type: ignore[type-arg]
 def _runtime_wheel(root: Path) -> Any:
     """The module of that name, from its file: mlpacker is not installed yet."""
     sys.path.insert(0, str(root / "runtime" / "src"))
-    spec = importlib.util.spec_from_file_location(
-        "_mlpacker_runtime_wheel", root / "src/mlpacker/environments/runtime_wheel.py"
-    )
-    assert spec is not None and spec.loader is not None
+    path = root / "src/mlpacker/environments/runtime_wheel.py"
+    spec = importlib.util.spec_from_file_location("_mlpacker_runtime_wheel", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

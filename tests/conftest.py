@@ -39,7 +39,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         item.add_marker(ring_of(item))
     items.sort(key=lambda item: RINGS.index(ring_of(item)))  # stable: within a ring nothing moves
-    fuzzers = [item for item in items if item.get_closest_marker("fuzz") and hasattr(_function(item), "hypothesis")]
+    fuzzers = [
+        item for item in items if item.get_closest_marker("fuzz") and hasattr(_function(item), "hypothesis")
+    ]
     share = float(os.environ.get(FUZZ_SECONDS, "30")) / max(len(fuzzers), 1)
     for item in fuzzers:
         item.stash[_FUZZ_SHARE] = share
@@ -144,7 +146,17 @@ def _make_environment(folder: Path, python: Path, requirements: tuple[str, ...],
     if requirements:
         dated = ("--exclude-newer", before) if before else ()
         target = ("--python", str(folder / "bin" / "python"))
-        _uv("pip", "install", "--quiet", *target, "--compile-bytecode", "--only-binary", ":all:", *dated, *requirements)
+        _uv(
+            "pip",
+            "install",
+            "--quiet",
+            *target,
+            "--compile-bytecode",
+            "--only-binary",
+            ":all:",
+            *dated,
+            *requirements,
+        )
     (folder / "complete").touch()
 
 

@@ -43,7 +43,9 @@ def runtime_wheel(cache: Path, carried: Path = CARRIED, clone: Path = CLONE) -> 
         return read(wheels[0])
     if (clone / "pyproject.toml").is_file():
         return _kept(cache / "runtime-wheel" / hash_of(clone), clone)
-    raise EnvironmentFailed(f"This mlpacker carries {len(wheels)} runtime wheels in place of one.", "Install it again.")
+    raise EnvironmentFailed(
+        f"This mlpacker carries {len(wheels)} runtime wheels in place of one.", "Install it again."
+    )
 
 
 def read(path: Path) -> RuntimeWheel:
@@ -70,15 +72,35 @@ def build(project: Path, out: Path, environ: Mapping[str, str]) -> Path:
 
     Raises EnvironmentFailed.
     """
-    argv = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(out.resolve())]
-    told = {name: value for name, value in environ.items() if name != "SOURCE_DATE_EPOCH"}  # hatchling's own is fixed
+    argv = [
+        sys.executable,
+        "-m",
+        "hatchling",
+        "build",
+        "--target",
+        "wheel",
+        "--directory",
+        str(out.resolve()),
+    ]
+    told = {
+        name: value for name, value in environ.items() if name != "SOURCE_DATE_EPOCH"
+    }  # hatchling's own is fixed
     done = subprocess.run(
-        argv, cwd=project, env=told, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_BUILD_SECONDS
+        argv,
+        cwd=project,
+        env=told,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=_BUILD_SECONDS,
     )
     wheels = sorted(out.glob(PATTERN))
     if done.returncode or len(wheels) != 1:
         reason = (done.stderr.strip() or done.stdout.strip() or "no wheel came out").splitlines()[-1]
-        raise EnvironmentFailed(f"The runtime's wheel can't be built: {reason}.", "In a clone, run make setup.")
+        raise EnvironmentFailed(
+            f"The runtime's wheel can't be built: {reason}.", "In a clone, run make setup."
+        )
     return wheels[0]
 
 
