@@ -35,12 +35,14 @@ class Source:
     """What a Python file says without being run.
 
     modules: the top-level modules it imports and can't do without. optional: those it tries, and does without.
-    names: what the file defines or imports, and on which line. open: it imports with a star, so it may have more names.
+    names: what the file binds, and on which line. defined: its own functions and classes among them. open: it imports with
+    a star, so it may have more names.
     """
 
     modules: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     names: dict[str, int] = field(default_factory=dict)
+    defined: tuple[str, ...] = ()
     open: bool = False
 
 
@@ -151,7 +153,8 @@ def _source(tree: ast.Module) -> Source:
         ):  # a DataFrame in an annotation is one at work
             needed.update(m for n in ast.walk(node) for m in _imported(n) if m in HANDED_OVER)
     names = {n: line for statement in tree.body for n, line in _bound(statement)}
-    return Source(frozenset(needed), frozenset(optional - needed), names, "*" in names)
+    defined = tuple(n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)))
+    return Source(frozenset(needed), frozenset(optional - needed), names, defined, "*" in names)
 
 
 def _walk(node: ast.AST, tried: bool) -> Iterator[tuple[ast.AST, bool]]:
@@ -225,7 +228,7 @@ def check_entry(source: Source, path: str, entry: str) -> None:
             "Name one that stands at the file's top level.",
         )
     close = difflib.get_close_matches(entry, source.names, 1, 0.5)
-    have = ", ".join(list(source.names)[:12]) or "no names at all"
+    have = ", ".join(source.defined[:12]) or "none"
     raise BadInput(
         f"{path} has no function or class {entry!r}.",
         f"Did you mean {close[0]!r}?" if close else f"It has {have}.",
