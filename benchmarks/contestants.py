@@ -291,7 +291,7 @@ def start_bento(service: str) -> Callable[[Place, int], Start]:
 
 
 def bento(name: str, service: str) -> Contestant:
-    requirements = ("bentoml>=1.4,<2", *SCIKIT_LEARN)
+    requirements = ("bentoml>=1.4,<2", "uv", *SCIKIT_LEARN)  # `bentoml build` locks with uv
     pack = build_bento if service == "Plain" else None
     return Contestant(
         name,

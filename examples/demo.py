@@ -1,0 +1,320 @@
+"""The whole way in under two minutes: train, pack, serve, ask, score. Run: make demo
+
+Training is a plain scikit-learn script in an environment that has never heard of mlpacker. Everything lies in .demo/ and
+everything started is stopped again, also by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import csv
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK = ROOT / ".demo"
+EXAMPLE = "mine-safety"
+TOOLS = Path(sys.executable).parent
+INSTALL_SECONDS = PACK_SECONDS = 600
+SECONDS = 120
+
+console = Console(highlight=False)
+
+
+class Failed(Exception):
+    """A step did not do what it should; says what it said."""
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    console.print("\n  [bold]MLPacker[/]  from a training script to answers\n")
+    began = time.monotonic()
+    try:
+        _walk()
+    except KeyboardInterrupt:
+        console.print("\n  Stopped; nothing is left running.\n")
+        return 130
+    except Failed as reason:
+        console.print(f"  [bold red]✗[/] {escape(str(reason))}\n", soft_wrap=True)
+        return 1
+    _what_next(time.monotonic() - began)
+    return 0
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _walk() -> None:
+    folder = _fresh_copy()
+    python = WORK / "training" / "bin" / "python"
+    with step("install", "scikit-learn and pandas, to train with") as done:
+        uv = str(TOOLS / "uv")
+        _run(
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(WORK / "training")],
+            INSTALL_SECONDS,
+        )
+        _run(
+            [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                str(python),
+                "-r",
+                str(folder / "requirements.txt"),
+            ],
+            INSTALL_SECONDS,
+        )
+        done(f"{', '.join(_installed(python))}, to train with; no mlpacker")
+    with step("train", f"python {EXAMPLE}/train.py") as done:
+        done(_run([str(python), "train.py"], SECONDS, folder).strip())
+    with step("pack", "mlpacker pack -f pipeline.yaml") as done:
+        packed = json.loads(
+            _mlpacker(
+                ["pack", "-f", "pipeline.yaml", "--python", str(python), "--json"], folder, PACK_SECONDS
+            )
+        )
+        stages = " → ".join(s["name"] if isinstance(s, dict) else s for s in packed["stages"])
+        done(f"{stages}  [dim]{packed['digest'][:19]}[/]")
+    with server(folder) as url:
+        _ask(url, folder)
+    with step("score", "mlpacker score shift.csv") as done:
+        _mlpacker(["score", EXAMPLE, "shift.csv", "-o", "judged.csv"], folder, SECONDS)
+        asked, judged = _lines(folder / "shift.csv"), _lines(folder / "judged.csv")
+        unsafe = sum(row["predict"] == "unsafe" for row in judged)
+        done(
+            f"shift.csv, {len(asked)} readings: {unsafe} unsafe, {len(asked) - len(judged)} dropped as faulty"
+        )
+
+
+def _fresh_copy() -> Path:
+    """The example in a folder of its own, so that a clone stays as it was."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    folder = WORK / EXAMPLE
+    shutil.copytree(
+        ROOT / "examples" / EXAMPLE, folder, ignore=shutil.ignore_patterns("*.joblib", "*.csv", "__pycache__")
+    )
+    (WORK / ".gitignore").write_text("*\n")
+    return folder
+
+
+def _ask(url: str, folder: Path) -> None:
+    """One reading as plain JSON, then three in one V2 body, one of them faulty."""
+    readings = _lines(folder / "sample.csv")
+    faulty = next(r for r in readings if not r["sensor"])
+    sound = [r for r in readings if all(r.values()) and "-999.0" not in r.values()][:2]
+    with step("ask", "POST /predict") as done:
+        answer, took = _post(url, "/predict", _typed(sound[0]))
+        label, chance = _label(answer)
+        done(f"POST /predict, a reading in plain JSON: [bold]{label}[/]{chance}, {took:.0f} ms")
+    with step("ask", "POST /v2/models/…/infer") as done:
+        body = {"inputs": _tensors([*sound, faulty]), "outputs": [{"name": "predict"}]}
+        answer, took = _post(url, f"/v2/models/{EXAMPLE}/infer", body)
+        outputs = {o["name"]: o["data"] for o in answer["outputs"]}
+        rows = outputs.get("row", range(len(outputs["predict"])))
+        labels = dict(zip(rows, outputs["predict"], strict=True))
+        told = ", ".join(labels.get(n, "dropped") for n in range(3))
+        done(f"POST /v2/…/infer, three in one body: [bold]{told}[/], {took:.0f} ms")
+
+
+def _label(answer: Any) -> tuple[str, str]:
+    """The label in an answer of /predict, and how sure the model is where it says so."""
+    first = answer[0] if isinstance(answer, list) else answer
+    if not isinstance(first, dict):
+        return str(first), ""
+    return str(
+        first["predict"]
+    ), f" ({max(first['predict_proba']):.1%} sure)" if "predict_proba" in first else ""
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+TEXTS = ("sensor", "measured_at", "firmware")
+
+
+def _typed(reading: Mapping[str, str]) -> dict[str, object]:
+    return {k: (v or None) if k in TEXTS else float(v or "nan") for k, v in reading.items()}
+
+
+def _tensors(readings: Sequence[Mapping[str, str]]) -> list[dict[str, object]]:
+    """One tensor a column, as the Open Inference Protocol writes them."""
+    rows = [_typed(r) for r in readings]
+    return [
+        {
+            "name": name,
+            "shape": [len(rows)],
+            "datatype": "BYTES" if name in TEXTS else "FP64",
+            "data": [r[name] for r in rows],
+        }
+        for name in rows[0]
+    ]
+
+
+def _post(url: str, path: str, body: object) -> tuple[Any, float]:
+    """The answer's JSON and how many milliseconds it took. Raises Failed for anything but a 200."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=SECONDS)
+    began = time.perf_counter()
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        said = response.read()
+    except (OSError, http.client.HTTPException) as cause:
+        raise Failed(f"{path} gave no answer: {cause}") from cause
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise Failed(f"{path} answered {response.status}: {said.decode(errors='replace')[:500]}")
+    return json.loads(said), (time.perf_counter() - began) * 1000
+
+
+@contextmanager
+def step(name: str, doing: str) -> Iterator[Any]:
+    """One line of the story: what is being done while it is done, then what came of it and how long it took."""
+    began = time.monotonic()
+    told = [doing]
+    with console.status(f"{name}: {escape(doing)} …") if console.is_terminal else _silence():
+        yield lambda text: told.__setitem__(0, text)
+    took = f"{time.monotonic() - began:.1f} s"
+    console.print(f"  [green]✓[/] [bold cyan]{name:<8}[/][dim]{took:>7}[/]  {told[0]}", soft_wrap=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def server(folder: Path) -> Iterator[str]:
+    """The package served on a free port until the block ends."""
+    log = WORK / "server.log"
+    with (
+        log.open("wb") as errors,
+        _process([_tool(), "run", EXAMPLE, "--port", "0"], folder, errors) as process,
+    ):
+        with step("serve", f"mlpacker run {EXAMPLE} --port 0") as done:
+            url = _ready(process, log)
+            done(f"[link={url}/docs]{url}[/link]")
+        yield url
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    """The address on the server's ready line. Raises Failed where it ends, or says nothing in time."""
+    watch = threading.Timer(SECONDS, process.kill)
+    watch.start()
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            words = line.decode().split()
+            if words[:1] == ["ready"]:
+                return words[1]
+    finally:
+        watch.cancel()
+    raise Failed(f"mlpacker run ended without being ready:\n{_last(log.read_text(errors='replace'))}")
+
+
+@contextmanager
+def _process(argv: Sequence[str], folder: Path, errors: int | IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a session of its own, ended with all its children when the block ends, however it ends."""
+    process = subprocess.Popen(
+        list(argv),
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        for which in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, which)
+                process.wait(10)
+            except (ProcessLookupError, subprocess.TimeoutExpired):
+                continue
+        process.wait()
+
+
+def _run(argv: Sequence[str], seconds: float, folder: Path = ROOT) -> str:
+    """What a command prints. Raises Failed with its last words where it fails or takes too long."""
+    with _process(argv, folder, subprocess.PIPE) as process:
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired as cause:
+            raise Failed(f"{_shown(argv)} was not done after {seconds:.0f} s.") from cause
+    if process.returncode:
+        raise Failed(f"{_shown(argv)} failed ({process.returncode}):\n{_last(err.decode(errors='replace'))}")
+    return out.decode()
+
+
+def _mlpacker(arguments: Sequence[str], folder: Path, seconds: float) -> str:
+    return _run([_tool(), *arguments], seconds, folder)
+
+
+def _tool() -> str:
+    return str(TOOLS / "mlpacker")
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with state inside .demo/, and nothing of the shell's that would change what is shown."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLPACKER_", "PYTHON", "VIRTUAL_ENV"))}
+    return kept | {"MLPACKER_HOME": str(WORK / "home")}
+
+
+def _installed(python: Path) -> list[str]:
+    code = "import sklearn, pandas; print('scikit-learn', sklearn.__version__); print('pandas', pandas.__version__)"
+    return _run([str(python), "-c", code], SECONDS).split("\n")[:2]
+
+
+def _shown(argv: Sequence[str]) -> str:
+    return " ".join([Path(argv[0]).name, *(a.replace(f"{ROOT}/", "") for a in argv[1:])])
+
+
+def _last(text: str, lines: int = 15) -> str:
+    return "\n".join(text.strip().splitlines()[-lines:])
+
+
+def _what_next(seconds: float) -> None:
+    tool, here = _relative(TOOLS / "mlpacker"), _relative(WORK)
+    console.print(
+        f"\n  All of it took {seconds:.0f} s and lies in {here}. The data stand in for a mine's: scikit-learn's own.\n"
+    )
+    console.print("  [bold]Try next[/]")
+    tries = (
+        (f"export MLPACKER_HOME={here}/home", ""),
+        (f"{tool} run {EXAMPLE}", "then open http://127.0.0.1:8080/docs"),
+        (f"{tool} inspect {EXAMPLE}", "what it holds, what was proven"),
+        (f"{tool} pack YOUR.joblib --name mine", "your own model"),
+    )
+    for command, why in tries:
+        console.print(f"    {command:<44} [dim]{why}[/]".rstrip(), soft_wrap=True)
+    console.print()
+
+
+def _relative(path: Path) -> str:
+    """Short where the reader stands in the clone, as after `make demo`."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
