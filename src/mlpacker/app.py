@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from mlpacker_runtime import manifest as manifests
 from mlpacker_runtime.manifest import Manifest
 
 from . import trust
-from .errors import ModelFailed
+from .errors import BadDescription, ModelFailed
 from .events import Events, Silent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .environments.lock import Lock
     from .package import packing
     from .package.diff import Change, Side
+    from .score import Counts
 
 PROOF = "application/vnd.mlpacker.proof.v1+json"
 GOLDEN = "application/vnd.mlpacker.golden.v1+json"
@@ -124,20 +125,34 @@ class Mlpacker:
         from .environments.uv import Indexes
         from .package import packing
 
-        described = pipelines.describe(
-            models=[str(m) for m in models],
-            descriptor=descriptor,
-            name=name,
-            version=version,
-            sample=sample,
-            expect=expect,
-            code=code,
-            requirements=requirements,
-        )
+        if descriptor is not None:
+            described = pipelines.parse(Path(descriptor))
+            given = {
+                "name": name,
+                "version": version,
+                "sample": Path(sample) if sample else None,
+                "expect": Path(expect) if expect else None,
+                "requirements": (*described.requirements, *requirements) or None,
+            }
+            described = replace(described, **{k: v for k, v in given.items() if v is not None})
+        else:
+            described = pipelines.from_arguments(
+                models,
+                name=name,
+                version=version,
+                sample=sample,
+                expect=expect,
+                code=code,
+                requirements=requirements,
+                trust=trust,
+            )
         options = packing.Options(
             python=Path(python) if python is not None else None,
             trust=Trust(frozenset(trust), trust_code),
-            indexes=Indexes(index=(index,) if index else (), find_links=tuple(find_links)),
+            indexes=Indexes(
+                index=tuple(i for i in (index, described.index) if i),
+                find_links=(*find_links, *described.find_links),
+            ),
             allow_build=allow_build,
         )
         with tempfile.TemporaryDirectory(prefix="mlpacker-pack-") as folder:
@@ -282,6 +297,35 @@ class Mlpacker:
     def _accepted(self, info: Info, trust_code: bool) -> bool:
         return trust.require(self.home, info.digest, info.manifest.holds_code, trust_code, info.name)
 
+    def score(
+        self,
+        ref: str,
+        input: Path | str,
+        output: Path | str,
+        *,
+        want: frozenset[str] | None = None,
+        restart: bool = False,
+        trust_code: bool = False,
+    ) -> Counts:
+        """Answer every row of a file into another; goes on where a killed run was. want: only these outputs."""
+        from . import score
+
+        info = self.inspect(ref)
+        _check_outputs(info, want)
+        job = score.Job(
+            digest=info.digest,
+            inputs=info.manifest.inputs,
+            input=Path(input),
+            output=Path(output),
+            want=want,
+            whole=any(s.batch == "request" for s in info.manifest.stages),
+            restart=restart,
+        )
+        self.events.step("Preparing the environment")
+        with self.open(info.digest, trust_code=trust_code) as package:
+            self.events.step("Scoring")
+            return score.score(job, package, self.events)
+
     def launch(self, ref: str, *, trust_code: bool = False, **served: Any) -> Launch:
         """The command that serves a package: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `no_batching`."""
         info = self.inspect(ref)
@@ -296,6 +340,13 @@ class Mlpacker:
             argv += ["--stage-worker", f"{name}={environment.python}"] if name != own else []
         argv += _flags(served)
         return Launch(argv, crew_environ(os.environ))
+
+
+def _check_outputs(info: Info, want: frozenset[str] | None) -> None:
+    known = {f.name for f in info.manifest.outputs}
+    unknown = sorted((want or frozenset()) - known)
+    if unknown:
+        raise BadDescription(f"{info.name} has no output {unknown[0]!r}.", f"It has {', '.join(sorted(known))}.")
 
 
 def _flags(served: Mapping[str, Any]) -> list[str]:

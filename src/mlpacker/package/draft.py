@@ -43,7 +43,15 @@ def make(pipeline: Pipeline, folder: Path, trust: Trust) -> Draft:
         _copy_beside(described, told, stage, folder)
         facts[stage.name] = told
         holds_code = told.code or bool(stage.code)
-        stages.append(dataclasses.replace(stage, trusted=told.trusted, holds_code=holds_code, options=told.options))
+        stages.append(
+            dataclasses.replace(
+                stage,
+                trusted=told.trusted,
+                holds_code=holds_code,
+                options=told.options,
+                inputs=stage.inputs or told.inputs or (),
+            )
+        )
     return Draft(folder, tuple(stages), facts)
 
 
@@ -57,7 +65,10 @@ def _copy(described: StageDescription, folder: Path) -> Stage:
         args=dict(described.args),
         methods=described.methods,
         takes=described.takes,
-        stateful=described.stateful,
+        stateful=bool(described.stateful),
+        batch=described.batch or "rows",
+        inputs=described.inputs,
+        outputs=described.outputs,
         code=code,
     )
     if described.function is not None:
