@@ -31,7 +31,7 @@ test: .venv/.dev system-parts ## all tests; as root on Debian, installs the syst
 lint: .venv/.dev ## style, imports, types
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	@.venv/bin/lint-imports --no-logo
+	@.venv/bin/lint-imports --no-logo --no-cache
 	$(PY) -m mypy
 	@set -e; for check in tools/check_*.py; do if [ -e "$$check" ]; then echo "$(PY) $$check"; $(PY) "$$check"; fi; done
 
