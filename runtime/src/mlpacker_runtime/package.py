@@ -105,8 +105,6 @@ def _unsafe(path: str) -> str | None:
         return "it is not Unicode"
     if len(encoded) > MAX_PATH_BYTES:
         return f"it is longer than {MAX_PATH_BYTES} bytes"
-    if path == MANIFEST:
-        return "the name is the package manifest's own"
     return next((r for r in map(_unsafe_name, path.split("/")) if r), None)
 
 
@@ -127,10 +125,11 @@ def _shown(path: str) -> str:
 def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
     """All of a package's paths, where they can stand together in one folder, also where case or Unicode form don't count.
 
-    Raises BadInput for an unsafe one, one that comes twice, two that differ in case only, and a file that is also a folder.
+    Raises BadInput for an unsafe one, one that comes twice, two that differ in case only, a file that is also a folder, and
+    the package manifest's own name.
     """
-    known: dict[str, str] = {}
-    files: list[str] = []
+    known: dict[str, str] = {MANIFEST: MANIFEST}
+    files: list[str] = [MANIFEST]
     for path in paths:
         names = check_path(path).split("/")
         for depth in range(1, len(names) + 1):
@@ -143,7 +142,7 @@ def check_paths(paths: Iterable[str]) -> tuple[str, ...]:
     twice = _first_repeated(files) or next((p for p in files if p in folders), None)
     if twice is not None:
         raise BadInput(f"{_shown(twice)} stands twice in the package.")
-    return tuple(files)
+    return tuple(files[1:])
 
 
 def _folded(path: str) -> str:

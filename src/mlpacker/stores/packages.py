@@ -7,7 +7,7 @@ be; that hangs on it as referrers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from mlpacker_runtime.package import (
     parse_json,
 )
 
-from ..errors import BadDescription, BadInput, MlpackerError, StoreFailed
-from . import CHUNK, REF_NAME, Blob, Entry, Index, Progress, Store, has, no_progress, put_bytes, read_bytes
+from ..errors import BadDescription, BadInput, MlpackerError, NotFound, StoreFailed
+from . import CHUNK, REF_NAME, Blob, Entry, Index, Progress, Store, no_progress, put_bytes, read_bytes
 from .refs import LATEST, PACKED_AS, Ref, check_name, check_version, find, name_of, packages, parse_ref, short
 
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -186,15 +186,20 @@ def record_package(store: Store, manifest: Blob, ref: Ref, *, move: bool) -> Non
     Raises BadDescription where another package has that name and version (`latest` moves on freely), StoreFailed where a
     blob of it is missing.
     """
-    entry = Entry(OCI_MANIFEST, manifest.digest, manifest.size, MODEL_MANIFEST, {REF_NAME: ref.tag})
 
     def change(index: Index) -> Index:
         check_complete(store, manifest.digest)
-        index = _taken_from_others(index, ref, manifest.digest, move)
-        mine = [e for e in index if e.digest == manifest.digest and e.ref not in (None, ref.tag)]
-        return (*(e for e in index if e.digest != manifest.digest), *mine, entry)
+        return recorded(index, manifest, ref, move=move)
 
     store.edit(change)
+
+
+def recorded(index: Index, manifest: Blob, ref: Ref, *, move: bool) -> Index:
+    """The index with that package named so, as the latest. Raises BadDescription as `record_package` says."""
+    entry = Entry(OCI_MANIFEST, manifest.digest, manifest.size, MODEL_MANIFEST, {REF_NAME: ref.tag})
+    index = _taken_from_others(index, ref, manifest.digest, move)
+    mine = [e for e in index if e.digest == manifest.digest and e.ref not in (None, ref.tag)]
+    return (*(e for e in index if e.digest != manifest.digest), *mine, entry)
 
 
 def tag(store: Store, ref: str, new: str, *, move: bool = False) -> str:
@@ -354,14 +359,18 @@ def _list(value: Any) -> list[Any]:
 
 
 def check_complete(store: Store, digest: str) -> None:
-    """Raises StoreFailed where a blob the manifest names is missing."""
+    """Raises StoreFailed where a blob the manifest names is missing, BadInput where one is not of the size it says."""
     manifest = read_manifest(store, digest)
     for d in (manifest.config, *manifest.layers):
-        if not has(store, d.digest):
+        try:
+            size = store.read(d.digest).size
+        except NotFound as cause:
             raise StoreFailed(
-                f"The store holds no {short(d.digest)}, which the package needs.",
+                f"The store holds no {short(d.digest)}, which {short(digest)} needs.",
                 "It may have been collected meanwhile; do it again.",
-            )
+            ) from cause
+        if size != d.size:
+            raise BadInput(f"{short(d.digest)} has {size} bytes, the manifest {short(digest)} says {d.size}.")
 
 
 def reachable(store: Store, index: Index) -> set[str]:
@@ -409,7 +418,7 @@ class Verified:
 
 def verify(store: Store, digest: str, *, progress: Progress = no_progress) -> Verified:
     """Read every byte of a package and of what refers to it. Raises StoreFailed naming all that is damaged or missing."""
-    manifests = [digest, *_referring(store.index(), digest)]
+    manifests = [digest, *(e.digest for e in referring(store.index(), digest))]
     wanted: dict[str, tuple[str, int]] = {}
     damaged: list[str] = []
     for each in manifests:
@@ -438,13 +447,11 @@ def verify(store: Store, digest: str, *, progress: Progress = no_progress) -> Ve
     return Verified(len(wanted) + len(manifests), total)
 
 
-def _referring(index: Index, digest: str) -> list[str]:
-    """What refers to the digest, and what refers to that, in the order of recording."""
+def referring(index: Index, digest: str, without: Collection[str] = ()) -> Index:
+    """The entries that refer to the digest, and to these, in the order of recording; not of the artifact types `without`."""
     found = {digest}
-    order: list[str] = []
     while True:
-        new = [e.digest for e in index if e.subject in found and e.digest not in found]
+        new = {e.digest for e in index if e.subject in found and e.artifact_type not in without} - found
         if not new:
-            return order
-        order.extend(dict.fromkeys(new))
-        found.update(new)
+            return tuple(e for e in index if e.subject is not None and e.digest in found)
+        found |= new
