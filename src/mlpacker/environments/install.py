@@ -63,7 +63,7 @@ def ensure(
     *,
     extras: tuple[str, ...] = (),
     wheels: Path | None = None,
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
     progress: Progress = silent,
 ) -> Environment:
     """The environment of `lock` with the runtime in it; made under `home`/envs unless it is there.
@@ -72,16 +72,21 @@ def ensure(
     with `wheel`) are looked for there too. Callers at the same time wait for each other.
     Raises EnvironmentFailed: platform not locked, no interpreter, a wheel that can't be had or has other bytes.
     """
-    here = interpreters.this_platform()
-    pins = pins_for(lock, here, extras)
-    key = key_of(pins, lock.python, here, runtime.sha256)
-    environment = Environment(home / "envs" / key / "bin" / "python", key, home / "envs" / key)
-    if _complete(environment):
+    environment = place(lock, home, runtime, extras)
+    if is_there(environment):
         return environment
-    with _locked(home / "envs" / f"{key}.lock", progress):
-        if not _complete(environment):
+    pins = pins_for(lock, interpreters.this_platform(), extras)
+    with _locked(home / "envs" / f"{environment.key}.lock", progress):
+        if not is_there(environment):
             _build(environment, _interpreter(lock.python), pins, runtime, wheels, indexes, progress)
     return environment
+
+
+def place(lock: Lock, home: Path, runtime: RuntimeFile, extras: tuple[str, ...] = ()) -> Environment:
+    """Where the environment of `lock` is or would be. Raises EnvironmentFailed where the platform is not locked."""
+    here = interpreters.this_platform()
+    key = key_of(pins_for(lock, here, extras), lock.python, here, runtime.sha256)
+    return Environment(home / "envs" / key / "bin" / "python", key, home / "envs" / key)
 
 
 def size(folder: Path) -> int:
@@ -120,7 +125,8 @@ def _interpreter(python: str) -> interpreters.Interpreter:
     return found
 
 
-def _complete(environment: Environment) -> bool:
+def is_there(environment: Environment) -> bool:
+    """Whether it was made to the end."""
     return (environment.folder / _MARKER).exists() and environment.python.exists()
 
 

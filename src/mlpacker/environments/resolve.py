@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 
 from mlpacker.environments.interpreters import OLDEST, canonical
 from mlpacker.environments.lock import SCHEMA, Lock, Pin, PlatformLock, Requirements, pinned, requirement
-from mlpacker.environments.uv import Indexes, uv
+from mlpacker.environments.uv import Indexes, Unmet, uv
 from mlpacker.errors import EnvironmentFailed
 
 if sys.version_info >= (3, 11):
@@ -135,14 +135,14 @@ def resolve(
     *,
     here: str,
     platforms: Iterable[str] = tuple(_TARGETS),
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
     carried: Path | None = None,
     progress: Progress = silent,
 ) -> Lock:
     """Lock `wanted`, together with the runtime's own requirements, for `here` and the other `platforms`.
 
     `here` is the packing platform and must lock: raises EnvironmentFailed with uv's reason. The others are recorded as
-    unavailable when they can't. `carried` is a folder of wheels that the package brings itself (wheels.build_local);
+    unavailable when they can't; an index that does not answer fails all. `carried` is a folder of wheels that the package brings itself (wheels.build_local);
     pins that they serve name the file.
     """
     with _asking(wanted.python, indexes, carried, progress) as question:
@@ -171,7 +171,7 @@ def choose_python(
     here: str,
     available: Iterable[str],
     must_be_trained: bool = False,
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
     carried: Path | None = None,
 ) -> str:
     """The minor version of the clean environment: the trained one where it is available and every requirement has a
@@ -211,9 +211,7 @@ def _has_wheels(
     with _asking(python, indexes, carried, silent) as question:
         try:
             _compile(question, requirements, here, None, no_deps=True)
-        except EnvironmentFailed as error:
-            if _unreachable(error):
-                raise
+        except Unmet:
             return False
     return True
 
@@ -231,7 +229,7 @@ def _resolves_at_its_time(
             )
             undated = {name for name, day in dates.items() if day is None}
             _compile(question, requirements, here, days[0], free=_pins(wanted) | undated)
-        except EnvironmentFailed:
+        except Unmet:
             return False
     return True
 
@@ -265,10 +263,6 @@ def _no_python(
     )
 
 
-def _unreachable(error: EnvironmentFailed) -> bool:
-    return "Failed to fetch" in error.sentence or "no answer within" in error.sentence
-
-
 @contextmanager
 def _asking(python: str, indexes: Indexes, carried: Path | None, progress: Progress) -> Iterator[Question]:
     """A question with a folder for its scratch files."""
@@ -294,15 +288,15 @@ def _as_of_and_base(question: Question, wanted: Requirements, here: str) -> tupl
         question.progress("the index tells no upload times: resolved as of today, and pinned")
         return None, _compile(question, wanted.requirements, here, None)
     free = _pins(wanted) | undated
-    failure: EnvironmentFailed | None = None
+    failure: Unmet | None = None
     for day in _ladder(question, wanted, here, {name: day for name, day in dates.items() if day is not None}):
         try:
             return day, _compile(question, wanted.requirements, here, day, free=free)
-        except EnvironmentFailed as error:
+        except Unmet as error:
             failure = failure or error
     try:
         base = _compile(question, wanted.requirements, here, None)
-    except EnvironmentFailed as error:
+    except Unmet as error:
         raise failure or error from error
     question.progress("the requirements can't be met as of their own time: resolved as of today, and pinned")
     return None, base
@@ -369,7 +363,7 @@ def _platform(
     for extra, requirements in sorted(runtime.extras.items()):
         try:
             more = _beside(question, requirements, platform, later, known)
-        except EnvironmentFailed as error:
+        except Unmet as error:
             reasons[extra] = plainly(str(error.facts.get("reason", error)))
             continue
         added = [found for found in more if found.name not in {one.name for one in known}]
@@ -390,7 +384,7 @@ def _other_platform(
     try:
         base = _compile(question, wanted.requirements, platform, as_of, free=_pins(wanted))
         return _platform(question, wanted, runtime, platform, as_of, base)[0]
-    except EnvironmentFailed as error:
+    except Unmet as error:
         return PlatformLock(status="unavailable", reason=plainly(str(error.facts.get("reason", error))))
 
 
@@ -405,7 +399,7 @@ def _joined(
     """The runtime's requirements beside `base`. Where the two can't meet as resolved, they are resolved as one."""
     try:
         return [*base, *_new(_beside(question, runtime, platform, later, base), base)]
-    except EnvironmentFailed:
+    except Unmet:
         pins = {pin[0] for pin in map(pinned, requirements) if pin}
         together = _compile(question, (*requirements, *runtime), platform, later, free=pins)
         return _for_cpu(question, together, platform)
@@ -443,7 +437,7 @@ def _variant(question: Question, found: Found, platform: str) -> Found:
         return found
     try:
         return _compile(question, (f"{other}=={found.version}",), platform, None, no_deps=True)[0]
-    except EnvironmentFailed:
+    except Unmet:
         return found
 
 

@@ -38,10 +38,14 @@ _UNWANTED = (
     "UV_WORKING_DIR",
 )
 _INDEX_SETTINGS = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")
-_NETWORK = ("failed to fetch", "dns error", "connection", "client error", "timed out")
+_NETWORK = ("failed to fetch", "dns error", "client error (connect)", "timed out", "server error", "offline")
 _NO_WHEEL = ("no wheels", "no usable wheels", "only-binary", "no-build")
 _FRAME = re.compile(r"^[\s×╰├─▶│]+")
 _CREDENTIALS = re.compile(r"(\w+://)[^/@\s]+@")
+
+
+class Unmet(EnvironmentFailed):
+    """Requirements that can't be met. Any other failure (a network, a disk) says nothing about them."""
 
 
 class Indexes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,7 +73,7 @@ class Indexes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def uv(
     argv: list[str],
     *,
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
     cwd: Path,
     seconds: float = RESOLVE_SECONDS,
     failing: str = "uv failed",
@@ -78,7 +82,8 @@ def uv(
     """Run `uv ARGV…` in folder `cwd` and return what it printed.
 
     `cwd` is a folder of ours: uv would read the settings of a project it finds around it.
-    Raises EnvironmentFailed: `failing`, then uv's own reason and, where known, the next step.
+    Raises EnvironmentFailed: `failing`, then uv's own reason and, where known, the next step; Unmet where that reason
+    is the requirements.
     """
     command = [_binary(), *argv, "--no-progress", "--color", "never"]
     command += indexes.arguments()
@@ -98,7 +103,8 @@ def uv(
         ) from error
     if done.returncode != 0:
         reason = reason_of(done.stderr)
-        raise EnvironmentFailed(f"{failing}: {reason}", next_step or _next_step(reason), reason=reason)
+        kind = Unmet if "No solution found" in done.stderr else EnvironmentFailed
+        raise kind(f"{failing}: {reason}", next_step or _next_step(reason), reason=reason)
     return done.stdout
 
 

@@ -60,7 +60,7 @@ def download_wheels(
     *,
     extras: tuple[str, ...] = (),
     carried: Path | None = None,
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
     progress: Progress = silent,
 ) -> tuple[Path, ...]:
     """Every wheel of the lock for `platform`, and the runtime's, in folder `into`; their paths, sorted.
@@ -90,7 +90,7 @@ def build_local(
     source: str | Path,
     into: Path,
     interpreter: Interpreter,
-    indexes: Indexes = Indexes(),  # noqa: B008  a frozen value
+    indexes: Indexes = Indexes(),
 ) -> Path:
     """Build a wheel for `interpreter` into `into`, of a folder, an sdist, a repository (`git+https://…@commit`), or of
     a version on the index that has no wheel (`name==1.0`).
