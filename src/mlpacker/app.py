@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from mlpacker_runtime import manifest as manifests
 from mlpacker_runtime.manifest import Manifest
 
 from . import trust
-from .errors import BadDescription, ModelFailed
+from .errors import BadDescription, EnvironmentFailed, ModelFailed
 from .events import Events, Silent
 
 if TYPE_CHECKING:
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
     from .package import packing
     from .package.diff import Change, Side
     from .score import Counts
+    from .stores.registry import Registry
 
 PROOF = "application/vnd.mlpacker.proof.v1+json"
 GOLDEN = "application/vnd.mlpacker.golden.v1+json"
+WHEELS = "application/vnd.mlpacker.wheels.v1"
+PLATFORM = "vnd.mlpacker.platform"
 
 
 @dataclass(frozen=True)
@@ -275,16 +280,139 @@ class Mlpacker:
         from .environments.runtime_wheel import runtime_wheel
 
         runtime = runtime_wheel(self.home / "cache")
-        return {
-            name: install.ensure(lock, self.home, runtime, progress=self.events.note)
-            for name, lock in self.locks(digest).items()
-        }
+        locks = self.locks(digest)
+        places = {name: install.place(lock, self.home, runtime) for name, lock in locks.items()}
+        if all(install.is_there(p) for p in places.values()):
+            return places
+        with self._carried_wheels(digest) as wheels:
+            return {
+                name: install.ensure(lock, self.home, runtime, wheels=wheels, progress=self.events.note)
+                for name, lock in locks.items()
+            }
+
+    @contextmanager
+    def _carried_wheels(self, digest: str) -> Iterator[Path | None]:
+        """The wheels that hang on a package, in a folder; None where none do."""
+        from .stores import referrers
+
+        carried = referrers.referrers(self.store, digest, WHEELS)
+        if not carried:
+            yield None
+            return
+        with tempfile.TemporaryDirectory(prefix="mlpacker-wheels-") as folder:
+            for i, referrer in enumerate(carried):
+                for wheel in referrers.referrer_files(self.store, referrer, Path(folder, str(i))).values():
+                    wheel.replace(Path(folder, wheel.name))
+            yield Path(folder)
 
     def materialise(self, digest: str) -> Path:
         """The package as a verified folder, for the runtime to read."""
         from .stores import materialise
 
         return materialise.materialise(self.store, digest, self.home / "packages", progress=self.events.progress)
+
+    def gc(self, *, dry_run: bool = False) -> dict[str, int]:
+        """Delete what no package needs: bytes, unpacked folders and environments. Counts, and bytes freed."""
+        from .environments import install
+        from .stores import packages
+
+        live = [p.digest for p in packages.list_packages(self.store)]
+        keep = {key for d in live for key in self._keys(d)}
+        environments = [f for f in (self.home / "envs").glob("*") if f.is_dir() and f.name not in keep]
+        freed = sum(install.size(f) for f in environments)
+        if dry_run:
+            return {"blobs": 0, "environments": len(environments), "bytes": freed}
+        install.prune(self.home, keep)
+        blobs = packages.collect(self.store, time.time())
+        return {
+            "blobs": len(blobs),
+            "environments": len(environments),
+            "bytes": freed + sum(b.size for b in blobs),
+        }
+
+    def _keys(self, digest: str) -> Iterator[str]:
+        """The environments that a package needs on this platform."""
+        from .environments import install
+        from .environments.runtime_wheel import runtime_wheel
+
+        runtime = runtime_wheel(self.home / "cache")
+        for lock in self.locks(digest).values():
+            try:
+                yield install.place(lock, self.home, runtime).key
+            except EnvironmentFailed:
+                continue
+
+    # --- elsewhere
+
+    def vendor(self, ref: str, platform: str | None = None) -> str:
+        """Hang the environment's wheels on a package, so that it can be installed with no index reachable."""
+        from .environments import interpreters, wheels
+        from .environments.runtime_wheel import runtime_wheel
+        from .stores import referrers
+
+        digest = self.resolve(ref)
+        platform = platform or interpreters.inspect(Path(sys.executable)).platform
+        self.events.step(f"Fetching the wheels for {platform}")
+        with tempfile.TemporaryDirectory(prefix="mlpacker-wheels-") as folder:
+            files: dict[str, bytes | Path] = {}
+            for name, lock in self.locks(digest).items():
+                place = Path(folder) / name
+                runtime = runtime_wheel(self.home / "cache")
+                for wheel in wheels.download_wheels(lock, platform, place, runtime, progress=self.events.note):
+                    files[wheel.name] = wheel
+            referrers.attach_files(
+                self.store, digest, WHEELS, files, {PLATFORM: platform}, progress=self.events.progress
+            )
+        return digest
+
+    def save(
+        self, ref: str, out: Path | str, *, with_env: bool = False, platform: str | None = None
+    ) -> Path:
+        """Write a package, and what hangs on it, to one tar file. with_env: carry the environment's wheels for `platform`."""
+        from .stores import archive
+
+        digest = self.vendor(ref, platform) if with_env else self.resolve(ref)
+        self.events.step("Writing the file")
+        left = () if with_env else (WHEELS,)
+        return archive.save(self.store, digest, Path(out), without=left, progress=self.events.progress)
+
+    def load(self, tar: Path | str, *, move: bool = False) -> list[Info]:
+        """Take in the packages of a saved file."""
+        from .stores import archive
+
+        self.events.step("Reading the file")
+        digests = archive.load(self.store, Path(tar), move=move, progress=self.events.progress)
+        return [self.inspect(d) for d in digests]
+
+    def push(self, ref: str, remote: str, *, plain_http: bool = False, with_env: bool = False) -> str:
+        """Send a package to a registry (`HOST/REPOSITORY:TAG`); where it is now, with its digest."""
+        from .stores import transfer
+
+        digest = self.vendor(ref) if with_env else self.resolve(ref)
+        self.events.step(f"Pushing to {remote}")
+        with self._registry(remote, push=True, plain_http=plain_http) as registry:
+            left = () if with_env else (WHEELS,)
+            return transfer.push(self.store, digest, registry, without=left, progress=self.events.progress).place
+
+    def pull(self, remote: str, *, plain_http: bool = False, move: bool = False) -> Info:
+        """Fetch a package from a registry; every byte is verified before it has a name here."""
+        from .stores import transfer
+
+        self.events.step(f"Pulling from {remote}")
+        with self._registry(remote, push=False, plain_http=plain_http) as registry:
+            pulled = transfer.pull(self.store, registry, move=move, progress=self.events.progress)
+        for reason in pulled.skipped:
+            self.events.warn(reason)
+        return self.inspect(pulled.digest)
+
+    def _registry(self, remote: str, *, push: bool, plain_http: bool) -> Registry:
+        from .stores import credentials
+        from .stores.registry import Registry
+        from .stores.remotes import parse_remote
+
+        place = parse_remote(remote)
+        login = credentials.find_login(place.host, place.repository, os.environ, Path.home())
+        return Registry(place, login, push=push, plain_http=plain_http)
 
     # --- use
 

@@ -78,7 +78,11 @@ def ensure(
     pins = pins_for(lock, interpreters.this_platform(), extras)
     with _locked(home / "envs" / f"{environment.key}.lock", progress):
         if not is_there(environment):
-            _build(environment, _interpreter(lock.python), pins, runtime, wheels, indexes, progress)
+            try:
+                _build(environment, _interpreter(lock.python), pins, runtime, wheels, indexes, progress)
+            except BaseException:
+                shutil.rmtree(environment.folder, ignore_errors=True)
+                raise
     return environment
 
 
