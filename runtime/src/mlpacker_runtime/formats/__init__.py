@@ -19,7 +19,7 @@ from ..errors import BadInput
 from ..manifest import Stage
 from ..signature import Field
 
-BUILT_IN = ("onnx", "xgboost", "lightgbm", "catboost", "mlflow", "function", "sklearn")
+BUILT_IN = ("onnx", "xgboost", "lightgbm", "catboost", "function", "sklearn")
 """In the order they are asked whether a file is theirs."""
 ENTRY_POINTS = "mlpacker.formats"
 HEAD = 4096
@@ -40,10 +40,14 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Trust:
-    """What this machine accepts of this package beyond the allow-list: names as `module.name`, and code."""
+    """What this machine accepts of this package beyond the allow-list: names as `module.name`, and code.
+
+    modules: those whose source the user packs with `--code`, `__main__` among them where it is the training script's.
+    """
 
     names: frozenset[str] = frozenset()
     code: bool = False
+    modules: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
