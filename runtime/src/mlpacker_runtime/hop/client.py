@@ -21,6 +21,7 @@ from . import decode_outcome, encode
 from .server import error_from, read_frame, write_frame
 
 START_SECONDS = 120.0
+RECONNECT_SECONDS = 5.0
 
 
 class StageWorker:
@@ -42,7 +43,7 @@ class StageWorker:
         argv = [*python, "-m", "mlpacker_runtime.hop.server", "--socket", path, "--package", str(package)]
         argv += ["--digest", digest] if digest else []
         argv += ["--accepted"] if accepted else []
-        self.said = tempfile.TemporaryFile()
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115  closed by close()
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -137,10 +138,89 @@ class StageWorker:
         self.close()
 
 
+class StageConnection:
+    """A connection to a stage worker that somebody else keeps running, and starts again at the same path when it dies.
+
+    A question that meets a dead worker is asked once more of the next one, which is first told to load what this
+    connection had loaded. Called from one thread at a time.
+    """
+
+    def __init__(self, path: str, seconds: float = RECONNECT_SECONDS) -> None:
+        """seconds: how long to wait for a worker that is being started. Raises nothing: the first question connects."""
+        self.path = path
+        self.seconds = seconds
+        self.connection: socket.socket | None = None
+        self.stages: dict[str, Stage] = {}
+
+    @property
+    def alive(self) -> bool:
+        """False from a failed question until one succeeds again."""
+        return self.connection is not None
+
+    def load(self, stage: Stage) -> Description:
+        header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
+        self.stages[stage.name] = stage
+        description: Description = from_plain(Description, header["description"], "description")
+        return description
+
+    def predict(self, stage: str, batch: Batch, want: frozenset[str] | None) -> Outcome:
+        question = {"op": "predict", "stage": stage, "want": None if want is None else sorted(want)}
+        return decode_outcome(*self._ask(question, batch))
+
+    def runner(self, stage: str) -> RemoteStage:
+        return RemoteStage(self, stage)
+
+    def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
+        pieces = encode(question, batch)
+        if self.connection is not None:
+            try:
+                return _converse_once(self.connection, pieces)
+            except OSError:
+                self.close()
+        deadline = time.monotonic() + self.seconds
+        while True:
+            try:
+                self._connect()
+                assert self.connection is not None
+                return _converse_once(self.connection, pieces)
+            except OSError as cause:
+                self.close()
+                if time.monotonic() > deadline:
+                    raise ModelFailed(f"The stage worker at the end of the hop does not answer: {cause}.") from cause
+                time.sleep(0.05)
+
+    def _connect(self) -> None:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(self.path)
+            for stage in self.stages.values():
+                _converse_once(connection, encode({"op": "load", "stage": to_plain(stage)}))
+        except BaseException:
+            connection.close()
+            raise
+        self.connection = connection
+
+    def close(self) -> None:
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+
+
+def _converse_once(connection: socket.socket, pieces: list[bytes | memoryview]) -> tuple[dict[str, Any], Batch | None]:
+    """One question, one answer. Raises OSError where the far end is gone, and what it answers with."""
+    write_frame(connection, pieces)
+    answer = read_frame(connection)
+    if answer is None:
+        raise ConnectionResetError("it closed the connection")
+    if "error" in answer[0]:
+        raise error_from(answer[0]["error"])
+    return answer
+
+
 class RemoteStage:
     """One stage at the far end of a hop, as the engine's runner."""
 
-    def __init__(self, worker: StageWorker, stage: str) -> None:
+    def __init__(self, worker: StageWorker | StageConnection, stage: str) -> None:
         self.worker = worker
         self.stage = stage
 

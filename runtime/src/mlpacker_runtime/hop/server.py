@@ -35,6 +35,7 @@ class StageWorker:
         self.files = files
         self.accepted = accepted
         self.stages: dict[str, Predictor] = {}
+        self.loaded: dict[str, Stage] = {}
         self.turn = threading.Lock()
 
     def answer(self, header: dict[str, Any], batch: Batch | None) -> list[bytes | memoryview]:
@@ -57,8 +58,11 @@ class StageWorker:
         return encode_outcome(predictor.predict(batch, None if want is None else frozenset(want)))
 
     def _load(self, header: dict[str, Any]) -> Description:
+        """Load a stage, once: several processes may ask for the same one."""
         stage = from_plain(Stage, header["stage"], "stage")
-        self.stages[stage.name] = load_stage(self.files, stage, self.accepted)
+        if self.loaded.get(stage.name) != stage:
+            self.stages[stage.name] = load_stage(self.files, stage, self.accepted)
+            self.loaded[stage.name] = stage
         return self.stages[stage.name].describe()
 
 
@@ -122,7 +126,7 @@ def _converse(connection: socket.socket, worker: StageWorker) -> None:
             while (frame := read_frame(connection)) is not None:
                 write_frame(connection, worker.answer(*frame))
         except (OSError, errors.BadInput) as error:
-            print(f"stage worker: a connection ended: {error}", file=sys.stderr)
+            sys.stderr.write(f"stage worker: a connection ended: {error}\n")
 
 
 def _end_with_parent() -> None:
