@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,16 @@ from .columns import column_of, inferred
 from .errors import BadInput, MlpackerError, ModelFailed
 from .formats import Description
 from .manifest import Stage
-from .signature import Field
+from .signature import Field, field_of
 
 METHODS = ("predict", "predict_proba")
 ELSEWHERE = 1 << 40
 """Where the index begins when it is tried whether a function keeps it."""
 Ask = Callable[[Batch, int, Callable[..., Any]], Any]
 """Hand a batch, under an index that counts from a number, to a function, and give its answer."""
+Answers = list[tuple[int, list[dict[str, Any]]]]
+"""A row's identity and its answers as records, row by row."""
+UNFIT = (ValueError, TypeError, OverflowError)
 SEVERAL = 100_000
 """How many answers one row may have: an endless iterator must not hold the worker."""
 EXPECTED = {
@@ -104,10 +107,23 @@ class CallablePredictor:
         )
 
     def predict(self, batch: Batch, want: frozenset[str] | None) -> Outcome:
-        wanted = {m: c for m, c in self.calls.items() if want is None or m in want} or self.calls
-        outcomes = [call.answer(batch) for call in wanted.values()]
+        if want is not None and not want:
+            return Outcome(Batch({}, batch.rows))
+        asked = {m: c for m, c in self.calls.items() if want is None or m in want} or self.calls
+        rows = self._rows(batch)
+        outcomes = [call.answer(rows) for call in asked.values()]
         whole = outcomes[0] if len(outcomes) == 1 else _side_by_side(outcomes)
-        return Outcome(_only(whole.batch, want), whole.errors)
+        if want is None or want & set(self.calls):
+            return whole
+        return Outcome(whole.batch.select([n for n in whole.batch.names if n in want]), whole.errors)
+
+    def _rows(self, batch: Batch) -> Batch:
+        """The columns of the stage's signature, in its order. One array, or one plain value, takes what there is."""
+        inputs = self.stage.inputs
+        lone = len(inputs) == 1 and inputs[0].name not in batch and inputs[0].required
+        if not inputs or (lone and (not inputs[0].scalar or len(batch.names) == 1)):
+            return batch
+        return batch.select([f.name for f in inputs if f.required or f.name in batch])
 
 
 _SAID = {
@@ -166,11 +182,6 @@ def _side_by_side(outcomes: list[Outcome]) -> Outcome:
     )
 
 
-def _only(batch: Batch, want: frozenset[str] | None) -> Batch:
-    names = [n for n in batch.names if want is None or n in want]
-    return batch.select(names) if names else batch
-
-
 class Call:
     """One function with what it takes and gives. label: how messages name it. name: what a lone answer is called."""
 
@@ -186,6 +197,7 @@ class Call:
         self.fields = () if several else _promised(self.outputs() or (), stage.outputs)
         self.stateful = stage.stateful or stage.batch == "request" or hasattr(function, "__self__")
         self.keeps_index = False
+        self.seen: dict[str, Field] = {}
         self._answers = {
             "record": self._by_row,
             "values": self._by_row,
@@ -216,7 +228,7 @@ class Call:
     # ---- row by row
 
     def _by_row(self, batch: Batch) -> Outcome:
-        answers: list[tuple[int, list[dict[str, Any]]]] = []
+        answers: Answers = []
         errors: dict[int, str] = {}
         for row, given in zip(batch.rows.tolist(), self._given(batch), strict=True):
             try:
@@ -281,27 +293,43 @@ class Call:
         said = cause.sentence if isinstance(cause, MlpackerError) else f"{type(cause).__name__}: {cause}"
         return f"Stage {self.stage.name!r} failed: {said}"
 
-    def _outcome(self, answers: list[tuple[int, list[dict[str, Any]]]], errors: dict[int, str]) -> Outcome:
-        names = tuple(f.name for f in self.fields) or tuple(
-            dict.fromkeys(n for _, rs in answers for r in rs for n in r)
-        )
-        fields = {f.name: f for f in self.fields}
+    def _outcome(self, answers: Answers, errors: dict[int, str]) -> Outcome:
+        """The rows' answers as a batch; one that does not fit the columns is its row's error."""
         try:
-            return Outcome(_batch(answers, names, fields), errors)
-        except (ValueError, TypeError, OverflowError):
+            return Outcome(self._batch(answers), errors)
+        except UNFIT:
             pass
         kept = []
         for row, records in answers:
             try:
-                _batch([(row, records)], names, fields)
-            except (ValueError, TypeError, OverflowError) as cause:
+                self._batch([(row, records)])
+            except UNFIT as cause:
                 errors[row] = f"Stage {self.stage.name!r} failed: {self.label} returned {cause}"
             else:
                 kept.append((row, records))
         try:
-            return Outcome(_batch(kept, names, fields), errors)
-        except (ValueError, TypeError, OverflowError) as cause:
+            return Outcome(self._batch(kept), errors)
+        except UNFIT as cause:
             raise ModelFailed(f"{self.label} returned {cause}", stage=self.stage.name) from cause
+
+    def _batch(self, answers: Answers) -> Batch:
+        """Records as columns. Raises ValueError or TypeError, saying what was wrong with which column."""
+        rows = np.array([row for row, records in answers for _ in records], dtype=np.int64)
+        records = [r for _, rs in answers for r in rs]
+        for field in self.fields:
+            _require(field, records)
+        if self.fields:
+            return Batch({f.name: column_of([r.get(f.name) for r in records], f) for f in self.fields}, rows)
+        names = dict.fromkeys(n for r in records for n in r)
+        return Batch({n: self._unpromised(n, [r.get(n) for r in records]) for n in names}, rows)
+
+    def _unpromised(self, name: str, values: list[Any]) -> Any:
+        """A column nobody promised: of the type its values share; where all are null, of the one seen before."""
+        if all(v is None for v in values):
+            return column_of(values, self.seen.get(name))
+        column = column_of(values)
+        self.seen.setdefault(name, dataclasses.replace(field_of(name, column), nullable=True))
+        return column
 
     # ---- whole batches
 
@@ -616,19 +644,9 @@ def _null(value: Any) -> Any:
     return None if type(value).__name__ in ("NAType", "NaTType") else value
 
 
-def _batch(
-    answers: list[tuple[int, list[dict[str, Any]]]], names: Sequence[str], fields: Mapping[str, Field]
-) -> Batch:
-    """Records as columns. Raises ValueError or TypeError, saying what was wrong with which column."""
-    rows = np.array([row for row, records in answers for _ in records], dtype=np.int64)
-    records = [r for _, rs in answers for r in rs]
-    for field in fields.values():
-        if field.required and not field.nullable and field.dtype not in ("float16", "float32", "float64"):
-            _require(field, records)
-    return Batch({n: column_of([r.get(n) for r in records], fields.get(n)) for n in names}, rows)
-
-
 def _require(field: Field, records: list[dict[str, Any]]) -> None:
+    if field.nullable or not field.required:
+        return
     for record in records:
         if field.name not in record:
             raise ValueError(

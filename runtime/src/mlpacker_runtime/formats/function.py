@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import difflib
 import functools
-import importlib.metadata
 import importlib.util
 import inspect as inspection
 import sys
@@ -21,10 +20,18 @@ from ..calls import CallablePredictor
 from ..errors import BadInput, MlpackerError, Refused
 from ..importing import import_file
 from ..manifest import Stage
-from . import Facts, Files, Trust
+from . import Facts, Files, Trust, versions
 
 name = "function"
 
+CALLED = {
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "PIL": "pillow",
+    "cv2": "opencv-python",
+    "yaml": "pyyaml",
+}
+"""Distributions that are not called as their module. Asking the metadata for all of them takes half a second."""
 MAX_SOURCE = 4 << 20
 HANDED_OVER = ("pandas", "scipy")
 OURS = ("mlpacker", "mlpacker_runtime")
@@ -84,7 +91,11 @@ def load(files: Files, stage: Stage, trust: Trust) -> CallablePredictor:
     target = _made(getattr(module, stage.entry, None), stage, label)
     modules, _ = imports(files, stage.path)
     return CallablePredictor(
-        target, stage, frames="pandas" in source.modules, source=place.name, versions=_versions(modules)
+        target,
+        stage,
+        frames="pandas" in source.modules,
+        source=place.name,
+        versions=versions(*(CALLED.get(m, m) for m in sorted(modules))),
     )
 
 
@@ -153,7 +164,9 @@ def _source(tree: ast.Module) -> Source:
         ):  # a DataFrame in an annotation is one at work
             needed.update(m for n in ast.walk(node) for m in _imported(n) if m in HANDED_OVER)
     names = {n: line for statement in tree.body for n, line in _bound(statement)}
-    defined = tuple(n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)))
+    defined = tuple(
+        n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    )
     return Source(frozenset(needed), frozenset(optional - needed), names, defined, "*" in names)
 
 
@@ -288,10 +301,3 @@ def _is_folder(files: Files, path: str) -> bool:
         return files.file(path).is_dir()
     except (OSError, KeyError, MlpackerError):
         return False
-
-
-def _versions(modules: frozenset[str]) -> dict[str, str]:
-    """Installed distributions that these modules are of, and their versions."""
-    owners = importlib.metadata.packages_distributions()
-    found = {d for m in modules for d in owners.get(m, ())}
-    return {d: importlib.metadata.version(d) for d in sorted(found)}
