@@ -42,7 +42,9 @@ SKLEARN_NEVER = re.compile(
     r"|_testing|estimator_checks|_mocking|_test_common|_repr_html|_estimator_html_repr|parallel"
 )
 # Helpers that no fitted model holds: plots, progress, context managers, and whatever calls what it is given.
-NOT_STATE = re.compile(r"Display|Mixin\Z|Protocol|Exporter|_AvailableIf|_FuncWrapper|Parallel|Builder\Z|ParameterSampler")
+NOT_STATE = re.compile(
+    r"Display|Mixin\Z|Protocol|Exporter|_AvailableIf|_FuncWrapper|Parallel|Builder\Z|ParameterSampler"
+)
 SKLEARN_VALUES = {
     "sklearn.feature_selection._univariate_selection": ("f_classif", "f_regression", "r_regression", "chi2"),
     "sklearn.feature_selection._mutual_info": ("mutual_info_classif", "mutual_info_regression"),
@@ -63,7 +65,7 @@ def modules(package: str, never: re.Pattern[str]) -> Iterator[ModuleType]:
             continue
         try:
             yield importlib.import_module(info.name)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - optional parts fail in ways of their own
             print(f"skipped {info.name}: {error}", file=sys.stderr)
 
 
@@ -140,7 +142,12 @@ def numpy_lines() -> Iterator[Line]:
 def umath() -> tuple[str, ...]:
     return tuple(
         name
-        for name in ("numpy.core._multiarray_umath", "numpy.core.umath", "numpy._core._multiarray_umath", "numpy._core.umath")
+        for name in (
+            "numpy.core._multiarray_umath",
+            "numpy.core.umath",
+            "numpy._core._multiarray_umath",
+            "numpy._core.umath",
+        )
         if name in sys.modules
     )
 
@@ -150,13 +157,17 @@ def random_lines(module: ModuleType) -> Iterator[Line]:
         if re.search(r"MT19937|PCG64|Philox|SFC64|SeedSequence|Generator|RandomState", cls.__name__):
             yield "numpy", cls.__module__, cls.__name__, use_of(cls)
     for name in (*constructors(module), *vars(module)):
-        if name.startswith("__pyx_unpickle_Seed") or re.fullmatch(r"__(randomstate|generator|bit_generator)_ctor", name):
+        if name.startswith("__pyx_unpickle_Seed") or re.fullmatch(
+            r"__(randomstate|generator|bit_generator)_ctor", name
+        ):
             yield "numpy", module.__name__, name, "call"
 
 
 SCIPY_CLASSES: dict[str, tuple[str, ...]] = {
     "scipy.sparse": tuple(
-        f"{form}_{kind}" for form in ("csr", "csc", "coo", "bsr", "dia", "dok", "lil") for kind in ("matrix", "array")
+        f"{form}_{kind}"
+        for form in ("csr", "csc", "coo", "bsr", "dia", "dok", "lil")
+        for kind in ("matrix", "array")
     ),
     "scipy.interpolate": ("BSpline", "PPoly", "CubicSpline", "PchipInterpolator", "Akima1DInterpolator"),
     "scipy.spatial": ("cKDTree", "KDTree"),
@@ -217,7 +228,9 @@ PANDAS_CLASSES = re.compile(
       | Interval | Period | NaTType | NAType | Flags | Categorical""",
     re.VERBOSE,
 )
-PANDAS_PARTS = re.compile(r"pandas\.core\.(frame|series|flags|indexes\.\w+|dtypes\.dtypes|arrays\.[\w.]+|internals\.(managers|blocks))\Z")
+PANDAS_PARTS = re.compile(
+    r"pandas\.core\.(frame|series|flags|indexes\.\w+|dtypes\.dtypes|arrays\.[\w.]+|internals\.(managers|blocks))\Z"
+)
 PANDAS_FUNCTIONS = {
     "pandas.core.indexes.base": ("_new_Index",),
     "pandas.core.indexes.datetimes": ("_new_DatetimeIndex",),
@@ -232,7 +245,9 @@ PANDAS_FUNCTIONS = {
 
 
 def pandas_lines() -> Iterator[Line]:
-    for module in modules("pandas", re.compile(r"\.(tests|io|plotting|api|compat|util|_testing|computation)(\.|\Z)|conftest")):
+    for module in modules(
+        "pandas", re.compile(r"\.(tests|io|plotting|api|compat|util|_testing|computation)(\.|\Z)|conftest")
+    ):
         if PANDAS_PARTS.match(module.__name__):
             yield from pandas_classes(module)
     for name, functions in PANDAS_FUNCTIONS.items():
@@ -241,6 +256,7 @@ def pandas_lines() -> Iterator[Line]:
             if module_found is not None and hasattr(module_found, function):
                 yield "pandas", name, function, "call"
     yield from compiled_pandas_classes()
+    yield from pandas_offsets()
 
 
 def pandas_classes(module: ModuleType) -> Iterator[Line]:
@@ -249,6 +265,14 @@ def pandas_classes(module: ModuleType) -> Iterator[Line]:
         if isinstance(cls, type) and PANDAS_CLASSES.fullmatch(name) and cls.__name__ == name:
             if cls.__module__ in (module.__name__, "pandas", "pandas.arrays"):
                 yield "pandas", cls.__module__, name, use_of(cls)
+
+
+def pandas_offsets() -> Iterator[Line]:
+    """Frequencies of a date index."""
+    offsets = sys.modules.get("pandas._libs.tslibs.offsets")
+    for name, cls in list(vars(offsets).items()) if offsets else ():
+        if isinstance(cls, type) and issubclass(cls, offsets.BaseOffset) and cls.__name__ == name:
+            yield "pandas", cls.__module__, name, use_of(cls)
 
 
 def compiled_pandas_classes() -> Iterator[Line]:

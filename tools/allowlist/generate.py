@@ -22,14 +22,19 @@ RANK = {"value": 0, "new": 1, "call": 2}
 
 # library, the Python it had wheels for, requirements, and the day whose index they are resolved against.
 ENVIRONMENTS: tuple[tuple[str, str, str], ...] = (
-    ("3.10", "2022-04-15", "scikit-learn==1.0.2 pandas==1.4.2 xgboost==1.5.2 lightgbm==3.3.2 catboost==1.0.5"),
-    ("3.10", "2022-11-15", "scikit-learn==1.1.3 pandas==1.5.1 xgboost==1.6.2 lightgbm==3.3.3 catboost==1.1.1"),
-    ("3.10", "2023-05-15", "scikit-learn==1.2.2 pandas==2.0.1 xgboost==1.7.5 lightgbm==3.3.5 catboost==1.2"),
-    ("3.11", "2023-11-15", "scikit-learn==1.3.2 pandas==2.1.3 xgboost==2.0.2 lightgbm==4.1.0 catboost==1.2.2"),
-    ("3.11", "2024-05-15", "scikit-learn==1.4.2 pandas==2.2.2 xgboost==2.0.3 lightgbm==4.3.0 catboost==1.2.5"),
-    ("3.12", "2024-11-15", "scikit-learn==1.5.2 pandas==2.2.3 xgboost==2.1.2 lightgbm==4.5.0 catboost==1.2.7"),
-    ("3.12", "2025-05-15", "scikit-learn==1.6.1 pandas==2.2.3 xgboost==3.0.1 lightgbm==4.6.0 catboost==1.2.8"),
-    ("3.13", "2025-08-30", "scikit-learn==1.7.1 pandas==2.3.2 xgboost==3.0.4 lightgbm==4.6.0 catboost==1.2.8"),
+    (
+        "3.10",
+        "2022-04-15",
+        "scikit-learn==1.0.2 pandas==1.4.2 xgboost==1.5.2 lightgbm==3.3.2 catboost==1.0.5 setuptools",
+    ),
+    ("3.10", "2022-11-15", "scikit-learn==1.1.3 pandas==1.5.1 lightgbm==3.3.3"),
+    ("3.10", "2023-05-15", "scikit-learn==1.2.2 pandas==2.0.1 xgboost==1.7.5 lightgbm==3.3.5"),
+    ("3.11", "2023-11-15", "scikit-learn==1.3.2 pandas==2.1.3 lightgbm==4.1.0"),
+    ("3.11", "2024-05-15", "scikit-learn==1.4.2 pandas==2.2.2 lightgbm==4.3.0 catboost==1.2.5"),
+    ("3.12", "2024-11-15", "scikit-learn==1.5.2 pandas==2.2.3 lightgbm==4.5.0"),
+    ("3.12", "2025-05-15", "scikit-learn==1.6.1 pandas==2.2.3 xgboost-cpu==3.0.1 lightgbm==4.6.0"),
+    ("3.13", "2025-08-30", "scikit-learn==1.7.1 pandas==2.3.2 lightgbm==4.6.0"),
+    ("3.13", "2026-03-01", "scikit-learn==1.8.0 pandas lightgbm"),
     ("3.13", "", "scikit-learn pandas xgboost-cpu lightgbm catboost"),
 )
 
@@ -64,8 +69,14 @@ def write(lists: dict[str, dict[str, str]]) -> None:
         reasons = by_hand.read_text().rstrip() if by_hand.exists() else ""
         written = {line.rpartition(" ")[0] for line in reasons.splitlines() if not line.startswith("#")}
         found = [f"{pair} {use}" for pair, use in sorted(lists[library].items()) if pair not in written]
-        parts = [HEAD.format(library=library), reasons, "# Found in the releases listed in generate.py.\n" + "\n".join(found)]
-        (ALLOW / f"{library}.txt").write_text("\n\n".join(part for part in parts if part and (found or part is not parts[2])) + "\n")
+        parts = [
+            HEAD.format(library=library),
+            reasons,
+            "# Found in the releases listed in generate.py.\n" + "\n".join(found),
+        ]
+        (ALLOW / f"{library}.txt").write_text(
+            "\n\n".join(part for part in parts if part and (found or part is not parts[2])) + "\n"
+        )
 
 
 HEAD = """# {library}: exact names a model file may import. Made by tools/allowlist/generate.py; what each use means stands
@@ -78,15 +89,29 @@ def environment(folder: Path, python: str, day: str, requirements: str) -> str:
     if not interpreter.exists():
         subprocess.run(["uv", "venv", "-q", "--python", python, str(folder)], check=True)
         until = ["--exclude-newer", day] if day else []
-        command = ["uv", "pip", "install", "-q", "--only-binary", ":all:", "--python", str(interpreter), *until]
+        command = [
+            "uv",
+            "pip",
+            "install",
+            "-q",
+            "--only-binary",
+            ":all:",
+            "--python",
+            str(interpreter),
+            *until,
+        ]
         subprocess.run([*command, *requirements.split()], check=True)
     return str(interpreter)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--here", action="store_true", help="only this interpreter's libraries")
-    parser.add_argument("--envs", type=Path, default=Path(".allowlist-envs"), help="where environments are made and kept")
+    parser.add_argument(
+        "--envs", type=Path, default=Path(".allowlist-envs"), help="where environments are made and kept"
+    )
     chosen = parser.parse_args()
     lists: dict[str, dict[str, str]] = defaultdict(dict)
     held(lists)

@@ -24,14 +24,15 @@ from mlpacker_runtime.audit.limits import LIMITS, Limits
 from mlpacker_runtime.audit.loading import build
 from mlpacker_runtime.audit.machine import Findings, Machine
 from mlpacker_runtime.audit.report import Report, refusal
+from mlpacker_runtime.audit.skops import load_skops, scan_skops
 from mlpacker_runtime.audit.unpack import compression_of, head_of, is_skops, unpack
 from mlpacker_runtime.errors import BadInput, Refused
 
-__all__ = ["LIMITS", "Limits", "Report", "kind", "load", "scan"]
+__all__ = ["LIMITS", "Limits", "Report", "kind", "load", "load_skops", "scan", "scan_skops"]
 
 
 def kind(data_head: bytes, name: str = "") -> str | None:
-    """"pickle", "joblib" or "skops" by the first bytes of a file (some 512 suffice; all of it is better), else None.
+    """ "pickle", "joblib" or "skops" by the first bytes of a file (some 512 suffice; all of it is better), else None.
 
     `name` decides nothing but a skops file of which the head does not yet show it.
     """

@@ -45,50 +45,24 @@ CODE_NAMES = frozenset(
 )
 CODE_INGREDIENTS = frozenset(
     ("builtins", name)
-    for name in ("type", "property", "staticmethod", "classmethod", "getattr", "super", "print", "len", "sum", "map")
-) | {("abc", "ABCMeta"), ("types", "SimpleNamespace"), ("types", "MappingProxyType"), ("functools", "partial")}
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What is accepted on this occasion: the lists, and what the user adds.
-
-    `trusted`: exact `module.name` strings. `code_modules`: modules whose source the user gives, so that a class or
-    function defined in them is accepted. `trust_code`: functions and classes by value are accepted.
-    """
-
-    trusted: frozenset[str] = frozenset()
-    code_modules: frozenset[str] = frozenset()
-    trust_code: bool = False
-    listed: Mapping[Pair, str] = field(default_factory=lambda: listed_names(), repr=False)
-
-    @classmethod
-    def of(cls, trusted: Collection[str], code_modules: Collection[str], trust_code: bool) -> Policy:
-        return cls(frozenset(trusted), frozenset(code_modules), trust_code)
-
-    def use(self, module: str, name: str) -> str | None:
-        """`call`, `new` or `value`; None when the name is not accepted. A dotted name never is: it reaches through
-        whatever the module happens to import (`sklearn.datasets._base` + `os.system`)."""
-        if "." in name or not name or not module:
-            return None
-        if f"{module}.{name}" in self.trusted or module in self.code_modules:
-            return CALL
-        if self.trust_code and (is_code(module, name) or (module, name) in CODE_INGREDIENTS):
-            return CALL
-        return self.listed.get((module, name))
-
-    def canonical(self, module: str, name: str) -> Pair:
-        """The name meant today: files of protocol 2 and below write some standard names as Python 2 had them."""
-        if self.use(module, name) is not None:
-            return module, name
-        if (module, name) in NAME_MAPPING:
-            return NAME_MAPPING[module, name]
-        return IMPORT_MAPPING.get(module, module), name
-
-
-def is_code(module: str, name: str) -> bool:
-    """Whether the name builds code from bytes."""
-    return module in CODE_MODULES or (module, name) in CODE_NAMES
+    for name in (
+        "type",
+        "property",
+        "staticmethod",
+        "classmethod",
+        "getattr",
+        "super",
+        "print",
+        "len",
+        "sum",
+        "map",
+    )
+) | {
+    ("abc", "ABCMeta"),
+    ("types", "SimpleNamespace"),
+    ("types", "MappingProxyType"),
+    ("functools", "partial"),
+}
 
 
 @functools.cache
@@ -112,3 +86,47 @@ def parse(text: str) -> Iterator[tuple[Pair, str]]:
         if use not in (CALL, NEW, VALUE) or "." in name:
             raise ValueError(f"not a line of an allow-list: {line!r}")
         yield (module, name), use
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is accepted on this occasion: the lists, and what the user adds.
+
+    `trusted`: exact `module.name` strings. `code_modules`: modules whose source the user gives, so that a class or
+    function defined in them is accepted. `trust_code`: functions and classes by value are accepted.
+    """
+
+    trusted: frozenset[str] = frozenset()
+    code_modules: frozenset[str] = frozenset()
+    trust_code: bool = False
+    listed: Mapping[Pair, str] = field(repr=False, default_factory=listed_names)
+
+    @classmethod
+    def of(cls, trusted: Collection[str], code_modules: Collection[str], trust_code: bool) -> Policy:
+        return cls(frozenset(trusted), frozenset(code_modules), trust_code)
+
+    def use(self, module: str, name: str) -> str | None:
+        """`call`, `new` or `value`; None when the name is not accepted. A dotted name never is: it reaches through
+        whatever the module happens to import (`sklearn.datasets._base` + `os.system`)."""
+        if "." in name or not name or not module:
+            return None
+        if f"{module}.{name}" in self.trusted or module in self.code_modules:
+            return CALL
+        if self.trust_code and (is_code(module, name) or (module, name) in CODE_INGREDIENTS):
+            return CALL
+        return self.listed.get((module, name))
+
+    def canonical(self, module: str, name: str) -> Pair:
+        """The name meant today: files of protocol 2 and below write some standard names as Python 2 had them."""
+        if module == "__mp_main__":  # what multiprocessing calls the training script
+            module = "__main__"
+        if self.use(module, name) is not None:
+            return module, name
+        if (module, name) in NAME_MAPPING:
+            return NAME_MAPPING[module, name]
+        return IMPORT_MAPPING.get(module, module), name
+
+
+def is_code(module: str, name: str) -> bool:
+    """Whether the name builds code from bytes."""
+    return module in CODE_MODULES or (module, name) in CODE_NAMES

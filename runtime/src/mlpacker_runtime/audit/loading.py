@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import pickle
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, ClassVar
 
 from mlpacker_runtime.audit.allowlist import Policy
 from mlpacker_runtime.audit.machine import ARRAY_ON_DISK, Span
@@ -46,8 +48,10 @@ class Imports:
         return found
 
     def own(self, found: object, module: str, name: str) -> None:
-        """User code is accepted for what it defines, not for what it imports."""
-        if getattr(found, "__module__", None) != module:
+        """User code is accepted for what it defines, and for what it imports under a listed name; ufuncs have no module."""
+        origin = getattr(found, "__module__", None)
+        listed = isinstance(origin, str) and self.policy.listed.get((origin, name)) is not None
+        if origin != module and not listed and type(found).__name__ != "ufunc":
             raise refusal((f"{module}.{name}",))
 
 
@@ -66,7 +70,9 @@ def _attribute(module: ModuleType, name: str) -> object:
     try:
         return getattr(module, name)
     except AttributeError as error:
-        version = getattr(sys.modules.get(module.__name__.partition(".")[0]), "__version__", "of this environment")
+        version = getattr(
+            sys.modules.get(module.__name__.partition(".")[0]), "__version__", "of this environment"
+        )
         raise EnvironmentFailed(
             f"The model needs {module.__name__}.{name}, which the installed version ({version}) does not have.",
             "Use the versions the model was saved with.",
@@ -89,10 +95,13 @@ class _Plain(pickle.Unpickler):
         return self._imports.find(module, name)
 
 
-class _WithArrays(pickle._Unpickler):  # type: ignore[name-defined,misc]
+_PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _WithArrays(_PythonUnpickler):  # type: ignore[misc]
     """The Python unpickler (joblib's own choice too, for its one seam after BUILD) with our imports and our arrays."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, data: bytes, imports: Imports, spans: Sequence[Span]) -> None:
         self._data = data
@@ -105,37 +114,37 @@ class _WithArrays(pickle._Unpickler):  # type: ignore[name-defined,misc]
         return self._imports.find(module, name)
 
     def load_build(self) -> None:
-        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+        _PythonUnpickler.load_build(self)
         if isinstance(self.stack[-1], _Placeholder):
             self.stack[-1] = self._array(vars(self.stack[-1]))
 
     dispatch[pickle.BUILD[0]] = load_build
 
-    def _array(self, told: dict[str, object]) -> object:
+    def _array(self, told: dict[str, Any]) -> object:
         span = next(self._spans, None)
         if span is None or span.start != self._file.tell():
-            raise BadInput("An array in this file does not lie where the audit found it.", "Send the file again.")
+            raise BadInput(
+                "An array in this file does not lie where the audit found it.", "Send the file again."
+            )
         self._file.seek(span.end)
         if span.nested:
             return _Plain(self._data[span.start : span.end], self._imports).load()
         return _read_array(memoryview(self._data)[span.data : span.end], told)
 
 
-def _read_array(raw: memoryview, told: dict[str, object]) -> object:
+def _read_array(raw: memoryview, told: dict[str, Any]) -> object:
     """The array of shape and dtype `told`, in the machine's byte order, writable and with memory of its own."""
     import numpy as np
 
-    dtype = told["dtype"]
-    if not isinstance(dtype, np.dtype) or dtype.hasobject:
-        raise BadInput("An array in this file has a type that the audit did not see.", "Send the file again.")
-    flat = np.empty(len(raw) // dtype.itemsize if dtype.itemsize else int(np.prod(told["shape"])), dtype=dtype)  # type: ignore[call-overload]
+    dtype, shape, subclass = told["dtype"], tuple(told["shape"]), told["subclass"]
+    if not isinstance(dtype, np.dtype) or dtype.hasobject or math.prod(shape) * dtype.itemsize != len(raw):
+        raise BadInput("An array in this file is not what the audit found.", "Send the file again.")
+    flat = np.empty(math.prod(shape), dtype=dtype)
     if flat.nbytes:
-        flat.view(np.uint8).reshape(-1)[:] = np.frombuffer(raw, dtype=np.uint8)
-    shape: tuple[int, ...] = tuple(told["shape"])  # type: ignore[arg-type]
+        flat.view(np.uint8)[:] = np.frombuffer(raw, dtype=np.uint8)
     array = flat.reshape(shape[::-1]).transpose() if told["order"] == "F" else flat.reshape(shape)
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    subclass = told["subclass"]
     return array if subclass in (np.ndarray, np.memmap) else array.view(subclass)
 
 

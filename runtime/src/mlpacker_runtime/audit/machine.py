@@ -87,7 +87,13 @@ class Machine:
     """
 
     def __init__(
-        self, data: bytes, start: int, policy: Policy, findings: Findings, limits: Limits, nested: bool = False
+        self,
+        data: bytes,
+        start: int,
+        policy: Policy,
+        findings: Findings,
+        limits: Limits,
+        nested: bool = False,
     ) -> None:
         self.data = data
         self.position = start
@@ -138,7 +144,8 @@ class Machine:
 
     def cut(self) -> BadInput:
         return BadInput(
-            f"This pickle ends at byte {len(self.data)} in the middle: half a file.", "Send the whole file again."
+            f"This pickle ends at byte {len(self.data)} in the middle: half a file.",
+            "Send the whole file again.",
         )
 
     # Reading the bytes.
@@ -599,7 +606,11 @@ def _long4(m: Machine) -> None:
 
 def _binary_long(m: Machine, size: int) -> None:
     start = m.take(size)
-    m.push(int.from_bytes(m.data[start : start + size], "little", signed=True) if size <= _LONG_INTEGER else NUMBER)
+    m.push(
+        int.from_bytes(m.data[start : start + size], "little", signed=True)
+        if size <= _LONG_INTEGER
+        else NUMBER
+    )
 
 
 @_on("F")

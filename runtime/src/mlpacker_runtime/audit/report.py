@@ -52,7 +52,9 @@ def refusal(names: tuple[str, ...], hopeless: frozenset[str] = frozenset()) -> R
     kinds: dict[Callable[[tuple[str, ...]], tuple[str, str]], list[str]] = {}
     for name in names:
         kinds.setdefault(_hopeless if name in hopeless else _kind(name), []).append(name)
-    told = [tell(tuple(kinds[tell])) for tell in (_hopeless, _unlisted, _by_value, _from_main) if tell in kinds]
+    told = [
+        tell(tuple(kinds[tell])) for tell in (_hopeless, _unlisted, _by_value, _from_main) if tell in kinds
+    ]
     return Refused(" ".join(said for said, _ in told), " ".join(step for _, step in told), names=names)
 
 
@@ -85,7 +87,10 @@ def _by_value(names: tuple[str, ...]) -> tuple[str, str]:
 
 def _from_main(names: tuple[str, ...]) -> tuple[str, str]:
     classes = _some(tuple(name.removeprefix("__main__.") for name in names))
-    return f"The file needs {classes} from the script that trained it.", f"Give the file that defines {classes}: --code FILE."
+    return (
+        f"The file needs {classes} from the script that trained it.",
+        f"Give the file that defines {classes}: --code FILE.",
+    )
 
 
 def _some(names: tuple[str, ...]) -> str:

@@ -31,7 +31,9 @@ _RANGE = Unknown("a range")
 
 def never(sentence: str) -> Refused:
     """A refusal that no flag lifts."""
-    return Refused(sentence, "No honest tool writes such a file; get it again from a source you trust.", names=())
+    return Refused(
+        sentence, "No honest tool writes such a file; get it again from a source you trust.", names=()
+    )
 
 
 def make_dtype(arguments: Arguments) -> Dtype:
@@ -124,7 +126,11 @@ def _empty_array(arguments: Arguments) -> object:
 
 
 def _empty_masked_array(arguments: Arguments) -> object:
-    if len(arguments) != 4 or not all(isinstance(cls, Global) for cls in arguments[:2]) or arguments[2] != (0,):
+    if (
+        len(arguments) != 4
+        or not all(isinstance(cls, Global) for cls in arguments[:2])
+        or arguments[2] != (0,)
+    ):
         raise never("The file allocates a masked array in an unusual way.")
     return OBJECT
 
@@ -156,7 +162,9 @@ def _filled(result: object) -> Rule:
     """A builtin container called with what it holds, never with a size to allocate."""
 
     def rule(arguments: Arguments) -> object:
-        if any(value is _RANGE or (type(value) is int and value > _LARGEST_ALLOCATION) for value in arguments):
+        if any(
+            value is _RANGE or (type(value) is int and value > _LARGEST_ALLOCATION) for value in arguments
+        ):
             raise never("The file asks for a container of a size that stands nowhere in it.")
         return result
 
@@ -187,7 +195,9 @@ RULES: dict[tuple[str, str], Rule] = {
 }
 
 # Calls that make an instance of the class in their first argument, as NEWOBJ does.
-MAKES_INSTANCES = frozenset({("copyreg", "__newobj__"), ("copyreg", "__newobj_ex__"), ("copyreg", "_reconstructor")})
+MAKES_INSTANCES = frozenset(
+    {("copyreg", "__newobj__"), ("copyreg", "__newobj_ex__"), ("copyreg", "_reconstructor")}
+)
 # Calls that may be handed a class which a file may only mention (`numpy.ndarray`, `numpy.memmap`): these don't run it.
 TAKES_ANY_CLASS = frozenset(
     {

@@ -37,8 +37,11 @@ _ZLIB_SECOND = frozenset(b"\x01\x5e\x9c\xda")
 class Decompressor(Protocol):
     """What zlib, bz2 and lzma objects have in common once wrapped."""
 
-    eof: bool
-    unused_data: bytes
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
 
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
@@ -66,7 +69,10 @@ def unpack(data: bytes, limits: Limits = LIMITS) -> tuple[bytes, str | None]:
         return _old_joblib(data, budget), name
     plain, rest = _streams(_opener(name, limits), data, name, budget)
     if rest.strip(b"\x00"):
-        raise BadInput(f"{len(rest)} bytes follow the {name} stream in this file.", "Send the file again as it was saved.")
+        raise BadInput(
+            f"{len(rest)} bytes follow the {name} stream in this file.",
+            "Send the file again as it was saved.",
+        )
     return plain, name
 
 
@@ -79,7 +85,7 @@ def head_of(data: bytes, limits: Limits = LIMITS, size: int = 512) -> bytes:
         if name == "joblib-zf":
             return zlib.decompressobj().decompress(data[_old_joblib_start(data) :], size)
         return _opener(name, limits)().decompress(data, size)
-    except Exception:  # whatever is wrong with it, there is no head to show
+    except Exception:  # noqa: BLE001 - whatever is wrong with it, there is no head to show
         return b""
 
 
@@ -122,13 +128,17 @@ def _stream(stream: Decompressor, data: bytes, name: str, budget: _Budget, out: 
             piece = stream.decompress(feed, budget.ask())
             feed = b""
             if not piece and not stream.eof:
-                raise BadInput(f"The {name} stream in this file is cut off: half a file.", "Send the whole file again.")
+                raise BadInput(
+                    f"The {name} stream in this file is cut off: half a file.", "Send the whole file again."
+                )
             budget.spend(len(piece))
             out += piece
     except BadInput:
         raise
     except Exception as error:  # each library has errors of its own
-        raise BadInput(f"The {name} stream in this file is damaged.", "Send the file again as it was saved.") from error
+        raise BadInput(
+            f"The {name} stream in this file is damaged.", "Send the file again as it was saved."
+        ) from error
     return bytes(stream.unused_data)
 
 
@@ -209,11 +219,14 @@ def _old_joblib(data: bytes, budget: _Budget) -> bytes:
     try:
         stated = int(data[2:_OLD_JOBLIB_HEADER], 16)
     except ValueError as error:
-        raise BadInput("The header of this joblib file is damaged.", "Send the file again as it was saved.") from error
+        raise BadInput(
+            "The header of this joblib file is damaged.", "Send the file again as it was saved."
+        ) from error
     plain, rest = _streams(lambda: _Zlib(zlib.MAX_WBITS), data[_old_joblib_start(data) :], "zlib", budget)
     if rest or len(plain) != stated:
         raise BadInput(
-            f"This joblib file states {stated} bytes and holds {len(plain)}.", "Send the file again as it was saved."
+            f"This joblib file states {stated} bytes and holds {len(plain)}.",
+            "Send the file again as it was saved.",
         )
     return plain
 
