@@ -76,9 +76,13 @@ def _header(file: BinaryIO, at: int, length: int) -> _Header | None:
         raise BadInput("The tar file ends before its end mark: it is not whole.")
     if not any(block):
         return None
-    if sum(block[:148]) + sum(block[156:]) + 8 * ord(" ") != _number(block[148:156]):
-        hint = "Unpack it first (gunzip, unzstd)." if at == 0 else "It was damaged on its way."
-        raise BadInput("The file is not a plain tar file, or is damaged: a header's checksum is wrong.", hint)
+    if sum(block[:148]) + sum(block[156:]) + 8 * ord(" ") != _octal(block[148:156]):
+        if at == 0:
+            raise BadInput(
+                "The file is not a plain tar file.",
+                "Where it is compressed, unpack it first (gunzip, unzstd).",
+            )
+        raise BadInput("The tar file is damaged: a header's checksum is wrong.")
     name, prefix = _text(block[:100]), _text(block[345:500])
     ustar = block[257:263] == b"ustar\0"  # GNU's old header keeps other things where ustar has the prefix
     return _Header(f"{prefix}/{name}" if ustar and prefix else name, block[156:157], _number(block[124:136]))
@@ -88,12 +92,16 @@ def _number(raw: bytes) -> int:
     """A header's number: octal digits, or base 256 where the first bit is set (GNU, for 8 GiB and more)."""
     if raw[0] == 0x80:
         return int.from_bytes(raw[1:], "big")
+    number = _octal(raw)
+    if number < 0:
+        raise BadInput("The tar file is damaged: a header's number is none.")
+    return number
+
+
+def _octal(raw: bytes) -> int:
+    """The number octal digits write (0 where there are none), or -1 for anything else."""
     digits = raw.strip(b" \0")
-    if digits and all(48 <= d <= 55 for d in digits):
-        return int(digits, 8)
-    if not digits:
-        return 0
-    raise BadInput("The file is not a plain tar file, or is damaged: a header's number is none.")
+    return int(digits or b"0", 8) if all(48 <= d <= 55 for d in digits) else -1
 
 
 def _text(raw: bytes) -> str:
