@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from mlpacker.environments import install, interpreters, libraries, lock, resolve, wheels
+from mlpacker.environments import captured, install, interpreters, libraries, lock, resolve, wheels
 from mlpacker.environments.lock import Lock, Requirements
 from mlpacker.environments.resolve import RuntimeRequirements
 from mlpacker.environments.runtime_wheel import RuntimeWheel, runtime_wheel
@@ -258,6 +258,14 @@ def test_an_environment_is_made_once_and_found_again_at_once(home, runtime, need
     assert list(made.folder.rglob("joblib/__pycache__/*.pyc")), "bytecode is compiled"
 
 
+def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path, runtime, needed):
+    locked = small(needed, "six==1.16.0")
+    made = install.ensure(locked, tmp_path, runtime)
+    made.python.unlink()
+    made.python.symlink_to(tmp_path / "gone")
+    assert run(install.ensure(locked, tmp_path, runtime).python, "print(1)") == "1"
+
+
 def test_callers_at_the_same_time_get_one_environment(tmp_path, runtime, needed):
     locked, told = small(needed, "six==1.16.0"), []
     with ThreadPoolExecutor() as pool:
@@ -273,7 +281,7 @@ def test_a_kill_in_between_leaves_no_half_environment_in_use(tmp_path, runtime, 
     (tmp_path / "lock").write_bytes(lock.encode(locked))
     code = f"""
 from pathlib import Path
-from mlpacker.environments import install, lock
+from mlpacker.environments import captured, install, lock
 from mlpacker.environments.runtime_wheel import read
 locked = lock.decode(Path({str(tmp_path / "lock")!r}).read_bytes())
 install.ensure(locked, Path({str(tmp_path)!r}), read(Path({str(runtime.path)!r})), progress=lambda text: print("go", flush=True))
@@ -358,6 +366,26 @@ def test_a_project_of_ones_own_is_built_and_carried(tmp_path, runtime, needed, m
     assert {pin.wheel for pin in locked.platforms["arm64-macos"].pins} == {None, wheel.name}
     made = install.ensure(locked, tmp_path, runtime, wheels=carried)
     assert run(made.python, "import ore; print(ore.GRADE)") == "7"
+
+
+def test_what_no_index_has_is_carried_and_the_rest_is_left_as_it_is(tmp_path, venv):
+    training = interpreters.inspect(venv / "bin/python")
+    [mine] = captured.strangers(interpreters.installed(training), {"ore", "pyyaml"})
+    asked = ("ore==0.3", "pyyaml==6.0.2", "docopt==0.6.2")
+    told = wheels.carry(asked, tmp_path, training, sources={mine.name: mine.source}, allow_build=True)
+    assert told == asked
+    assert sorted(path.name.partition("-")[0] for path in tmp_path.glob("*.whl")) == ["docopt", "ore"]
+
+
+def test_an_address_becomes_a_pinned_wheel(tmp_path):
+    source = project(tmp_path / "my project")
+    git = ["git", "-C", source, "-c", "user.name=me", "-c", "user.email=me@example.com"]
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "first")):
+        subprocess.run([*git, *words], check=True)
+    told = wheels.carry(
+        (f"ore @ git+{source.as_uri()}",), tmp_path / "carried", interpreters.inspect(Path(sys.executable))
+    )
+    assert told == ("ore==0.3",)
 
 
 def test_a_project_that_does_not_build_is_named_with_its_last_words(tmp_path):

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,7 @@ def test_a_pin_that_needs_newer_things_moves_the_date_just_far_enough(stocked: I
 
 
 def test_an_old_pin_without_numpy_does_not_age_the_others(stocked: Index):
+    stocked.upload("2014-01-01", "numpy", "1.18")
     stocked.upload("2015-01-01", "tiny", "0.1")
     assert versions(locked("tiny==0.1", "trees==1.5"))["numpy"] == "1.25"
 
@@ -214,6 +216,39 @@ def test_neither_addresses_nor_passwords_are_in_a_lock_or_an_error(stocked: Inde
     with pytest.raises(EnvironmentFailed) as caught:
         locked("nothing-like-it==1.0")
     assert SECRET not in str(caught.value)
+
+
+def test_a_machine_set_up_for_pip_is_set_up_for_us(stocked: Index, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("UV_DEFAULT_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", f"{stocked.address}/simple")
+    assert versions(locked("trees==1.2"))["trees"] == "1.2"
+
+
+def test_wheels_for_newer_systems_only_are_locked_where_this_one_is_newer(stocked: Index):
+    glibc = resolve.glibc()
+    if glibc < (2, 34):
+        pytest.skip("this system's C library is older than the wheel")
+    stocked.upload("2024-01-01", "modern", "1.0", tag="cp311-cp311-manylinux_2_34_x86_64")
+    assert versions(locked("modern==1.0"))["modern"] == "1.0"
+
+
+def test_an_index_that_stops_answering_is_never_taken_for_a_missing_platform(
+    stocked: Index, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    compiling = resolve._compile
+
+    def stopped(
+        question: resolve.Question, asked: tuple[str, ...], platform: str | None, *rest: Any, **more: Any
+    ) -> Any:
+        if platform == "arm64-macos":
+            monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
+        return compiling(question, asked, platform, *rest, **more)
+
+    monkeypatch.setattr(resolve, "_compile", stopped)
+    wanted = Requirements("3.11", ("trees==1.2",))
+    with pytest.raises(EnvironmentFailed, match="Failed to fetch"):
+        resolve.resolve(wanted, RuntimeRequirements(), here=HERE, platforms=("arm64-macos",))
 
 
 def test_an_index_may_be_added_for_one_call(stocked: Index, monkeypatch: pytest.MonkeyPatch):

@@ -13,6 +13,7 @@ date is read from the pins' uploads, never from the clock:
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from packaging.requirements import Requirement
 from mlpacker.environments.interpreters import OLDEST, canonical
 from mlpacker.environments.lock import SCHEMA, Lock, Pin, PlatformLock, Requirements, pinned, requirement
 from mlpacker.environments.uv import Indexes, Unmet, uv
-from mlpacker.errors import EnvironmentFailed
+from mlpacker.errors import BadDescription, EnvironmentFailed
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -55,6 +56,23 @@ _TARGETS = {
     "x86_64-linux": "x86_64-manylinux_2_28",
     "aarch64-linux": "aarch64-manylinux_2_28",
     "arm64-macos": "aarch64-apple-darwin",
+}
+
+
+def glibc() -> tuple[int, int]:
+    """The version of this system's C library; (0, 0) where it is another one."""
+    name, _, version = (
+        (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ") if sys.platform == "linux" else ("", "", "")
+    )
+    major, _, minor = version.partition(".")
+    return (int(major), int(minor)) if name == "glibc" and minor.isdigit() else (0, 0)
+
+
+# Where nothing older will do, the packing platform is what this very system runs; uv knows versions from 31 to 40.
+_NEWER = {
+    f"{machine}-linux": f"{machine}-manylinux_2_{min(glibc()[1], 40)}"
+    for machine in ("x86_64", "aarch64")
+    if glibc() >= (2, 31)
 }
 _CPU_VARIANTS = {"xgboost": "xgboost-cpu"}
 _NEEDS_NCCL = {"torch", "tensorflow", "jax", "jaxlib", "cupy-cuda12x", "cupy-cuda11x", "nvidia-dali-cuda120"}
@@ -125,6 +143,7 @@ class Question(msgspec.Struct, frozen=True):
     python: str
     indexes: Indexes
     folder: Path
+    targets: dict[str, str]
     carried: dict[str, str] = {}  # file name by sha256, of wheels that the package brings itself
     progress: Progress = silent
 
@@ -145,9 +164,20 @@ def resolve(
     unavailable when they can't; an index that does not answer fails all. `carried` is a folder of wheels that the package brings itself (wheels.build_local);
     pins that they serve name the file.
     """
+    for text in wanted.requirements:
+        if requirement(text).url is not None:
+            raise BadDescription(
+                f"{text!r} is an address: it has to be made a wheel first.", "See wheels.carry."
+            )
     with _asking(wanted.python, indexes, carried, progress) as question:
         progress(f"resolving for {here}")
-        as_of, base = _as_of_and_base(question, wanted, here)
+        try:
+            as_of, base = _as_of_and_base(question, wanted, here)
+        except Unmet:
+            if here not in _NEWER:
+                raise
+            question = msgspec.structs.replace(question, targets=_TARGETS | {here: _NEWER[here]})
+            as_of, base = _as_of_and_base(question, wanted, here)
         locked, reasons = _platform(question, wanted, runtime, here, as_of, base)
         others = [platform for platform in platforms if platform != here]
         with ThreadPoolExecutor() as pool:
@@ -190,9 +220,9 @@ def choose_python(
             f"Install Python {trained} (for instance: uv python install {trained}).",
             python=trained,
         )
-    if trained in known and _has_wheels(requirements, trained, here, indexes, carried):
+    if trained in known and has_wheels(requirements, trained, here, indexes, carried):
         return trained
-    fitting = [python for python in known if _has_wheels(requirements, python, here, indexes, carried)]
+    fitting = [python for python in known if has_wheels(requirements, python, here, indexes, carried)]
     for python in fitting:
         if _resolves_at_its_time(requirements, python, here, indexes, carried):
             return python
@@ -205,10 +235,13 @@ def _minor(python: str) -> int:
     return int(python.partition(".")[2])
 
 
-def _has_wheels(
+def has_wheels(
     requirements: tuple[str, ...], python: str, here: str, indexes: Indexes, carried: Path | None
 ) -> bool:
+    """Has every one of the requirements a wheel for this Python and platform?"""
     with _asking(python, indexes, carried, silent) as question:
+        if here in _NEWER:
+            question = msgspec.structs.replace(question, targets=_TARGETS | {here: _NEWER[here]})
         try:
             _compile(question, requirements, here, None, no_deps=True)
         except Unmet:
@@ -241,7 +274,7 @@ def _no_python(
     told = ", ".join(pin for pin in requirements if pinned(pin)) or ", ".join(requirements)
     span = [f"3.{minor}" for minor in range(_minor(NEWEST), OLDEST_WITH_WHEELS - 1, -1)]
     fitting = [
-        one for one in span if one not in known and _has_wheels(requirements, one, here, indexes, carried)
+        one for one in span if one not in known and has_wheels(requirements, one, here, indexes, carried)
     ]
     if not fitting:
         return EnvironmentFailed(
@@ -272,7 +305,7 @@ def _asking(python: str, indexes: Indexes, carried: Path | None, progress: Progr
         indexes = msgspec.structs.replace(indexes, find_links=links)
     hashes = {hashlib.sha256(file.read_bytes()).hexdigest(): file.name for file in files}
     with tempfile.TemporaryDirectory(prefix="mlpacker-resolve-") as folder:
-        yield Question(python, indexes, Path(folder), hashes, progress)
+        yield Question(python, indexes, Path(folder), _TARGETS, hashes, progress)
 
 
 # --- the date ---------------------------------------------------------------------------------------------------
@@ -507,7 +540,7 @@ def _uv_compile(
     argv = [
         *("pip", "compile", "--quiet", str(asked), "--constraints", str(holds)),
         *("--format", form, "--no-header", "--python", sys.executable, "--python-version", question.python),
-        *(("--python-platform", _TARGETS.get(platform, platform)) if platform else ("--universal",)),
+        *(("--python-platform", question.targets.get(platform, platform)) if platform else ("--universal",)),
         *(("--only-binary", ":all:") if platform else ()),
         *(("--no-deps",) if no_deps else ()),
         *(("--exclude-newer", f"{as_of.isoformat()}T00:00:00Z") if as_of else ()),

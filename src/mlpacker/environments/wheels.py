@@ -13,18 +13,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
 from mlpacker.environments.install import Progress, RuntimeFile, silent
-from mlpacker.environments.interpreters import Interpreter
-from mlpacker.environments.lock import Lock, Pin, pins_for
+from mlpacker.environments.interpreters import Interpreter, canonical
+from mlpacker.environments.lock import Lock, Pin, pinned, pins_for, requirement
+from mlpacker.environments.resolve import has_wheels
 from mlpacker.environments.uv import INSTALL_SECONDS, Indexes
 from mlpacker.errors import EnvironmentFailed
 
 # pip takes the tags one by one, the best first; the same set that the lock was resolved for (resolve.py).
-_GLIBC = (28, 27, 26, 24, 17, 12, 5)
+_GLIBC = range(40, 4, -1)
 _TAGS = {
     "x86_64-linux": (
         *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC),
@@ -107,14 +109,54 @@ def build_local(
             source = Path(scratch) / folder.name
         elif folder is not None:
             source = folder.resolve()
+        asked = (
+            Path(scratch) / "asked.txt"
+        )  # an address may hold a password, and a command line can be read by all
+        asked.write_text(f"{source}\n")
+        what = ["-r", str(asked)] if folder is None else [str(source)]
         _pip(
-            ["--python", str(interpreter.path), "wheel", "--no-deps", "--wheel-dir", str(made), str(source)],
+            ["--python", str(interpreter.path), "wheel", "--no-deps", "--wheel-dir", str(made), *what],
             Path(scratch),
             indexes,
             failing=f"No wheel could be built of {_shown(str(source))}",
         )
         wheel = next(made.glob("*.whl"))
         return Path(shutil.move(wheel, into / wheel.name))
+
+
+def carry(
+    requirements: Iterable[str],
+    into: Path,
+    interpreter: Interpreter,
+    *,
+    sources: Mapping[str, str] = MappingProxyType({}),
+    allow_build: bool = False,
+    indexes: Indexes = Indexes(),
+    progress: Progress = silent,
+) -> tuple[str, ...]:
+    """The same requirements, with wheels in `into` for what no index has; `resolve(…, carried=into)` finds them there.
+
+    That is a requirement with an address (`mine @ git+https://…`), one whose distribution is in `sources` (name →
+    address or folder: what the training interpreter has from elsewhere, captured.strangers), and with `allow_build`
+    also a pinned version that has no wheel. Builds run the project's own code. Raises EnvironmentFailed.
+    """
+    told = []
+    for text in requirements:
+        wanted = requirement(text)
+        pin = pinned(text)
+        source = wanted.url or sources.get(canonical(wanted.name))
+        if source is None and pin is not None and allow_build:
+            have = has_wheels((text,), interpreter.python, interpreter.platform, indexes, None)
+            source = None if have else f"{pin[0]}=={pin[1]}"
+        if source is None:
+            told.append(text)
+            continue
+        progress(f"building a wheel of {wanted.name}")
+        wheel = build_local(source, into, interpreter, indexes)
+        extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+        marker = f"; {wanted.marker}" if wanted.marker else ""
+        told.append(f"{canonical(wanted.name)}{extras}=={wheel.name.split('-')[1]}{marker}")
+    return tuple(told)
 
 
 def _folder(source: str | Path) -> Path | None:
