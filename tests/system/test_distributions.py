@@ -19,10 +19,17 @@ from mlpacker.errors import EnvironmentFailed
 ROOT = Path(__file__).resolve().parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
 COPIED = ("src", "runtime", "pyproject.toml", "hatch_build.py", "LICENSE", "README.md")
+BOTH_ENDS = [
+    ("3.10", "lowest-direct"),
+    ("3.10", "highest"),
+    ("3.11", "highest"),
+    ("3.12", "highest"),
+    ("3.13", "highest"),
+]
 IMPORT_ALL = """
-import importlib, pkgutil, mlpacker_runtime
-for found in pkgutil.walk_packages(mlpacker_runtime.__path__, "mlpacker_runtime."):
-    if not found.name.endswith("__main__"):
+import importlib, pkgutil, sys
+for found in pkgutil.walk_packages(importlib.import_module(sys.argv[1]).__path__, sys.argv[1] + "."):
+    if not found.name.endswith("__main__") and ".testing" not in found.name:
         importlib.import_module(found.name)
         print(found.name)
 """
@@ -155,22 +162,15 @@ def test_an_editable_mlpacker_gets_what_builds_its_runtime(clone: Path, tmp_path
     assert Path(file).is_relative_to(clone / "runtime")
 
 
-@pytest.mark.parametrize(
-    ("python", "resolution"),
-    [
-        ("3.10", "lowest-direct"),
-        ("3.10", "highest"),
-        ("3.11", "highest"),
-        ("3.12", "highest"),
-        ("3.13", "highest"),
-    ],
-)
-def test_the_runtime_imports_at_both_ends_of_its_ranges(
-    wheel: Path, tmp_path: Path, python: str, resolution: str
+@pytest.mark.parametrize(("python", "resolution"), BOTH_ENDS)
+@pytest.mark.parametrize("package", ["mlpacker_runtime", "mlpacker"])
+def test_everything_imports_at_both_ends_of_the_ranges(
+    wheel: Path, tmp_path: Path, package: str, python: str, resolution: str
 ) -> None:
     base = interpreters.find(python)
     if base is None:
         pytest.skip(f"no Python {python} on this machine")
+    chosen = wheel if package == "mlpacker" else carried(wheel, tmp_path)
     options = ("--resolution", resolution, "--only-binary", ":all:")
-    made = environment(tmp_path / "venv", base.path, *options, carried(wheel, tmp_path))
-    assert "mlpacker_runtime.engine" in run(made, "-I", "-c", IMPORT_ALL, cwd=tmp_path)
+    made = environment(tmp_path / "venv", base.path, *options, chosen)
+    assert f"{package}.errors" in run(made, "-I", "-c", IMPORT_ALL, package, cwd=tmp_path)
