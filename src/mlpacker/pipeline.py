@@ -340,7 +340,7 @@ def _existing(node: Node, folder: Path) -> Path:
     except (OSError, ValueError) as cause:
         raise node.wrong("not a path.") from cause
     if not found:
-        raise node.wrong(f"there is no file {node.value!r} in {folder.name or folder}.", _similar(place))
+        raise node.wrong(f"there is no file {node.value!r}.", _similar(place))
     return place
 
 

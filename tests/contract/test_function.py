@@ -361,7 +361,7 @@ def test_two_files_of_one_name_stay_two(tmp_path: Path) -> None:
 def test_what_a_file_raises_on_import_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("import no_such_module\ndef f(row): return row\n")
     with pytest.raises(
-        BadInput, match="broken.py can't be imported: ModuleNotFoundError: No module named 'no_such_module'"
+        BadInput, match=r"broken.py can't be imported: ModuleNotFoundError: No module named 'no_such_module'"
     ):
         function.load(FolderFiles(tmp_path), Stage("s", "function", "broken.py", entry="f"), CODE)
 

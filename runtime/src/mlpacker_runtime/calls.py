@@ -266,7 +266,7 @@ class Call:
         """A row's answers: none, one or several."""
         if result is None:
             return []
-        if isinstance(result, Mapping) or _is_object(result) or not _is_many(result):
+        if type(result) is dict or isinstance(result, Mapping) or _is_object(result) or not _is_many(result):
             return [self._record(result)]
         found: list[dict[str, Any]] = []
         for item in _rows_of(result):

@@ -136,6 +136,7 @@ def _made(target: Any, stage: Stage, label: str) -> Any:
 # ---- reading source
 
 
+@functools.lru_cache(maxsize=64)
 def read(data: bytes, path: str) -> Source:
     """A file's source, parsed and not run. Raises BadInput, naming the line, for what is not Python."""
     if len(data) > MAX_SOURCE:
