@@ -55,7 +55,7 @@ lock: .venv/.run ## lock newer versions of what .venv holds
 	tools/lock --upgrade
 
 clean: ## remove .venv, caches and builds
-	rm -rf .venv .tools .tools.new .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	rm -rf .venv .tools .tools.new .cache .bench .demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 system-parts:
 	@MLPACKER_PARTS="$(SYSTEM_PARTS)" tools/system-parts
