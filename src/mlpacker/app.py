@@ -132,7 +132,7 @@ class Mlpacker:
 
         if descriptor is not None:
             described = pipelines.parse(Path(descriptor))
-            given = {
+            given: dict[str, Any] = {
                 "name": name,
                 "version": version,
                 "sample": Path(sample) if sample else None,
@@ -225,7 +225,7 @@ class Mlpacker:
         value = json.loads(referrers.read_referrer(self.store, found[-1]))
         return value if isinstance(value, dict) else None
 
-    def diff(self, a: str, b: str) -> list[Change]:
+    def diff(self, a: str, b: str) -> Sequence[Change]:
         """What changed from `a` to `b`: names, signature, stages, models, code, pins."""
         from .package.diff import changes
 
@@ -376,7 +376,7 @@ class Mlpacker:
         left = () if with_env else (WHEELS,)
         return archive.save(self.store, digest, Path(out), without=left, progress=self.events.progress)
 
-    def load(self, tar: Path | str, *, move: bool = False) -> list[Info]:
+    def load(self, tar: Path | str, *, move: bool = False) -> Sequence[Info]:
         """Take in the packages of a saved file."""
         from .stores import archive
 

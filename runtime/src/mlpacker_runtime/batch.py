@@ -156,7 +156,7 @@ def to_matrix(batch: Batch, dtype: Any = None) -> Any:
         import scipy.sparse
 
         return scipy.sparse.hstack([_two_dimensional(p) for p in parts], format="csr")
-    filled = [p.astype(float).filled(np.nan) if isinstance(p, np.ma.MaskedArray) else p for p in parts]
+    filled = [np.ma.filled(p.astype(float), np.nan) if isinstance(p, np.ma.MaskedArray) else p for p in parts]
     stacked = np.concatenate([_two_dimensional(p) for p in filled], axis=1)
     return stacked if dtype is None else stacked.astype(dtype, copy=False)
 

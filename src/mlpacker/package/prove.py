@@ -68,9 +68,9 @@ def _of_column(name: str, reference: Batch, answer: Batch, tolerance: dict[str, 
     a, b = _dense(reference.columns[name]), _dense(answer.columns[name])
     if a.shape != b.shape:
         return [Difference(0, name, f"shape {a.shape}", f"shape {b.shape}")]
-    bad = ~_equal(a, b, tolerance)
+    bad = np.logical_not(_equal(a, b, tolerance))
     if bad.ndim > 1:
-        bad = bad.reshape(len(bad), -1).any(axis=1)
+        bad = np.any(bad.reshape(len(bad), -1), axis=1)
     return [Difference(int(reference.rows[i]), name, _shown(a[i]), _shown(b[i])) for i in np.flatnonzero(bad)[:SHOWN]]
 
 
@@ -78,7 +78,7 @@ def _dense(column: Any) -> np.ndarray:
     if is_sparse(column):
         column = column.toarray()
     if isinstance(column, np.ma.MaskedArray):
-        column = column.astype(object).filled(None)
+        column = np.ma.filled(column.astype(object), None)
     return np.asarray(column)
 
 

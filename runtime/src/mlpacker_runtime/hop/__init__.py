@@ -82,10 +82,10 @@ def _put(
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     tensors.append({"column": column, "part": part, "dtype": array.dtype.str[1:], "shape": list(array.shape), "size": array.nbytes, **more})
-    body.append(array.tobytes() if array.dtype.kind == "M" or not array.nbytes else memoryview(array).cast("B"))
+    body.append(array.tobytes() if array.dtype.kind == "M" or not array.nbytes else array.data.cast("B"))
 
 
-def lengths(prefix: bytes) -> tuple[int, int]:
+def lengths(prefix: bytes | bytearray) -> tuple[int, int]:
     """Header and body length from a frame's first 16 bytes. Raises BadInput beyond the bounds."""
     head, zero, body = PREFIX.unpack(prefix)
     if zero or head > MAX_HEADER or body > MAX_BODY:
