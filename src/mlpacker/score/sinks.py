@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
+from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,7 +38,9 @@ class Sink(Protocol):
 
     def __enter__(self) -> Sink: ...
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
 
 
 def open_sink(path: Path, mark: Any) -> Sink:
