@@ -205,6 +205,24 @@ def test_an_index_that_tells_no_times_is_pinned_as_of_today_and_said_so(stocked:
     assert any("no upload times" in text for text in told)
 
 
+def test_wheels_of_a_folder_need_no_upload_time_and_what_they_need_is_of_the_release(
+    stocked: Index, tmp_path: Path
+):
+    for name, data in (
+        wheel("ore", "0.3", ("numpy", "mill"), "py3-none-any"),
+        wheel("mill", "7", (), "py3-none-any"),
+    ):
+        (tmp_path / name).write_bytes(data)
+    stocked.upload("2031-01-01", "numpy", "9.0")
+    made = locked("ore==0.3", carried=tmp_path)
+    assert made.as_of == resolve.RELEASED
+    assert versions(made) == {"ore": "0.3", "mill": "7", "numpy": "2.0"}
+    assert [pin.wheel for pin in made.platforms[HERE].pins if pin.name != "numpy"] == [
+        "mill-7-py3-none-any.whl",
+        "ore-0.3-py3-none-any.whl",
+    ]
+
+
 def test_a_date_told_is_the_date_taken(stocked: Index):
     wanted = Requirements("3.11", ("trees==1.2",), as_of=date(2022, 6, 1))
     made = resolve.resolve(wanted, RuntimeRequirements(), here=HERE, platforms=())

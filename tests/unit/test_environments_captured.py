@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlpacker.environments.captured import agrees, distributions_for, imports, pins, strangers
+from mlpacker.environments.captured import agrees, distributions_for, imports, least, pins, strangers
 from mlpacker.environments.interpreters import Distribution, Installed
 from mlpacker.errors import BadDescription
 
@@ -107,3 +107,16 @@ def test_a_cpu_variant_agrees_with_a_model_of_its_library():
 
 def test_distributions_that_no_index_has_are_told_apart():
     assert [one.name for one in strangers(TRAINING, {"mine", "pandas"})] == ["mine"]
+
+
+def test_a_pickle_that_names_numpys_new_core_needs_numpy_2():
+    modules = {"numpy._core.multiarray", "numpy", "sklearn.svm"}
+    needed = (*distributions_for(modules, None), *least(modules))
+    assert pins({"scikit-learn": "1.5.2"}, needed=needed) == ("numpy>=2", "scikit-learn==1.5.2")
+    assert pins({}, user=["numpy"], needed=needed) == ("numpy>=2", "scikit-learn")
+    assert pins({}, user=["numpy==2.1.0"], needed=least(modules)) == ("numpy==2.1.0",)
+    assert least({"numpy.core.multiarray", "numpy._corelike"}) == ()
+
+
+def test_names_are_written_as_indexes_write_them():
+    assert pins({}, needed=("Scikit_Learn",)) == ("scikit-learn",)

@@ -79,6 +79,11 @@ def distributions_for(modules: Iterable[str], installed: Installed | None) -> tu
     return tuple(sorted(found - _OURS))
 
 
+def least(modules: Iterable[str]) -> tuple[str, ...]:
+    """Requirements that follow from the very modules a pickle names: `numpy._core` is there from NumPy 2 on."""
+    return ("numpy>=2",) if any(f"{module}.".startswith("numpy._core.") for module in modules) else ()
+
+
 def pins(
     model_says: Mapping[str, str],
     user: Iterable[str] = (),
@@ -93,7 +98,8 @@ def pins(
     2. `user` (descriptor, requirements.txt), then `mlmodel` (an MLflow folder's).
     3. `training`: the training interpreter's installed versions of what else is `needed`, if its versions of what the
        model told are the same ones; one that was not the training interpreter says nothing.
-    4. What else is `needed` stays open, and is resolved as of the pins' time.
+    4. What else is `needed` (a name, or a requirement such as `least` gives) stays open, and is resolved as of the pins'
+       time.
 
     Raises BadDescription when the user's requirement contradicts the model file.
     """
@@ -103,9 +109,14 @@ def pins(
         for text in texts:
             _take(found, told, text, source)
     trusted = _trusted(told, training)
-    for name in sorted({canonical(one) for one in needed}):
-        if name not in found:
-            found[name] = f"{name}=={trusted[name]}" if name in trusted else name
+    for text in sorted(needed):  # of "numpy" and "numpy>=2" the latter says more, and comes later
+        name = canonical(requirement(text).name)
+        if found.get(name, name) == name:
+            found[name] = (
+                f"{name}=={trusted[name]}"
+                if name in trusted
+                else text.replace(requirement(text).name, name, 1)
+            )
     return tuple(found[name] for name in sorted(found) if name not in _OURS)
 
 

@@ -144,7 +144,8 @@ class Question(msgspec.Struct, frozen=True):
     indexes: Indexes
     folder: Path
     targets: dict[str, str]
-    carried: dict[str, str] = {}  # file name by sha256, of wheels that the package brings itself
+    carried: dict[str, str]  # file name by sha256, of wheels that the package brings itself
+    local: frozenset[str]  # names that folders of wheels have; a folder tells no upload times
     progress: Progress = silent
 
 
@@ -305,7 +306,14 @@ def _asking(python: str, indexes: Indexes, carried: Path | None, progress: Progr
         indexes = msgspec.structs.replace(indexes, find_links=links)
     hashes = {hashlib.sha256(file.read_bytes()).hexdigest(): file.name for file in files}
     with tempfile.TemporaryDirectory(prefix="mlpacker-resolve-") as folder:
-        yield Question(python, indexes, Path(folder), _TARGETS, hashes, progress)
+        yield Question(python, indexes, Path(folder), _TARGETS, hashes, _names_in(indexes), progress)
+
+
+def _names_in(indexes: Indexes) -> frozenset[str]:
+    folders = [Path(link) for link in indexes.find_links if "://" not in link]
+    return frozenset(
+        canonical(file.name.partition("-")[0]) for folder in folders for file in folder.glob("*.whl")
+    )
 
 
 # --- the date ---------------------------------------------------------------------------------------------------
@@ -317,7 +325,7 @@ def _as_of_and_base(question: Question, wanted: Requirements, here: str) -> tupl
         return wanted.as_of, _compile(question, wanted.requirements, here, wanted.as_of, free=_pins(wanted))
     dates = _dates(question, wanted.requirements)
     undated = {name for name, day in dates.items() if day is None}
-    if dates and len(undated) == len(dates):
+    if dates and undated - question.local and len(undated) == len(dates):
         question.progress("the index tells no upload times: resolved as of today, and pinned")
         return None, _compile(question, wanted.requirements, here, None)
     free = _pins(wanted) | undated
@@ -337,7 +345,7 @@ def _as_of_and_base(question: Question, wanted: Requirements, here: str) -> tupl
 
 def _ladder(question: Question, wanted: Requirements, here: str, dates: dict[str, date]) -> list[date]:
     """The dates to try, in order."""
-    if not dates:
+    if not dates:  # nothing asked for, or all of it from folders of wheels
         return [RELEASED]
     latest = max(RELEASED, *dates.values())
     needy = _needing_numpy(question, wanted, here, latest) & dates.keys()
@@ -545,7 +553,7 @@ def _uv_compile(
         *(("--no-deps",) if no_deps else ()),
         *(("--exclude-newer", f"{as_of.isoformat()}T00:00:00Z") if as_of else ()),
     ]
-    for name in sorted(free if as_of else ()):
+    for name in sorted({*free, *question.local} if as_of else ()):
         argv += ["--exclude-newer-package", f"{name}=false"]
     return uv(
         argv,
