@@ -30,8 +30,11 @@ class Python:
 
 
 def clean(python: Path, environ: Mapping[str, str]) -> Python:
-    """An environment of ours: isolated from the user's site folder and variables."""
-    return Python((str(python), "-I"), {k: v for k, v in environ.items() if k not in HIDDEN})
+    """An environment of ours: isolated from the user's site folder and variables.
+
+    -B, because isolation makes Python deaf to variables: bytecode beside a stage's code would become part of the package.
+    """
+    return Python((str(python), "-I", "-B"), {k: v for k, v in environ.items() if k not in HIDDEN})
 
 
 def training(python: Path, runtime: Path, environ: Mapping[str, str]) -> Python:
