@@ -127,6 +127,11 @@ def _venv(name: str, requirements: Sequence[str]) -> Path:
     return python
 
 
+def _train(python: Path) -> None:
+    argv = [str(python), str(HERE / "train.py"), str(WORK / "models")]
+    subprocess.run(argv, check=True, env=machine.environment({}), capture_output=True, text=True, timeout=300)
+
+
 def _installed(
     chosen: Sequence[Contestant], training: Path, results: Results
 ) -> list[tuple[Contestant, Path]]:
