@@ -210,13 +210,15 @@ class Batcher:
 
     def _answer(self, taken: list[Ticket]) -> list[Outcome | Exception]:
         """An answer for each, in the thread that computes. Never raises."""
-        began = time.perf_counter()
+        began = (
+            time.thread_time()
+        )  # of this thread: a crowded machine does not make a quick pipeline a slow one
         rows = sum(len(t.batch) for t in taken)
         try:
             answers = self._together(taken)
         except Exception as cause:  # noqa: BLE001  whatever a pipeline raises is that request's answer
             answers = [cause] if len(taken) == 1 else [self._alone(t) for t in taken]
-        self.measured(time.perf_counter() - began, rows)
+        self.measured(time.thread_time() - began, rows)
         if self.seen is not None:
             self.seen(len(taken), rows)
         return answers

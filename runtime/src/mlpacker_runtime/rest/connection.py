@@ -67,23 +67,32 @@ class Exchange:
 class Connections:
     """All open connections of a worker, and the clock that ends the slow ones."""
 
-    def __init__(self, service: Answers, bounds: Bounds, refuse: Callable[[str], bytes]) -> None:
+    def __init__(
+        self,
+        service: Answers,
+        bounds: Bounds,
+        refuse: Callable[[str], bytes],
+        refused: Callable[[int], None] = lambda status: None,
+    ) -> None:
+        """refuse: the words of an error, as a body. refused: told the status of what no route saw."""
         self.service = service
         self.bounds = bounds
         self.refuse = refuse
+        self.refused = refused
         self.open: set[Connection] = set()
         self.draining = False
 
     def __call__(self) -> Connection:
         return Connection(self)
 
-    async def watch(self, every: float = 1.0) -> None:
+    async def watch(self, every: float = 1.0, each: Callable[[], None] = lambda: None) -> None:
         """Close what is late, for as long as the worker lives. One look a second at all of them costs less than timers."""
         while True:
             await asyncio.sleep(every)
             now = time.monotonic()
             for connection in tuple(self.open):
                 connection.check(now)
+            each()
 
     async def drain(self, seconds: float) -> bool:
         """Close idle connections, let the others finish. Returns whether all did."""
@@ -242,7 +251,7 @@ class Connection(asyncio.Protocol):
             request = self._request(exchange)
         except MlpackerError as error:
             status = error.status if isinstance(error, Rejected) else 400
-            self._answered(exchange, Response(status, self.all.refuse(str(error))))
+            self._refuse(exchange, status, str(error))
             return
         exchange.ticket = self.all.service.handle(
             request, lambda response: self._answered(exchange, response)
@@ -264,6 +273,10 @@ class Connection(asyncio.Protocol):
         return Request(method, path.decode("latin-1"), query.decode("latin-1"), headers, body)
 
     # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _refuse(self, exchange: Exchange, status: int, sentence: str) -> None:
+        self.all.refused(status)
+        self._answered(exchange, Response(status, self.all.refuse(sentence)))
 
     def _answered(self, exchange: Exchange, response: Response) -> None:
         exchange.response = _on_the_wire(exchange, response)
@@ -306,7 +319,7 @@ class Connection(asyncio.Protocol):
         exchange = Exchange()
         exchange.keep_alive = False
         self.exchanges.append(exchange)
-        self._answered(exchange, Response(why.status, self.all.refuse(why.sentence)))
+        self._refuse(exchange, why.status, why.sentence)
 
     # --- pace -------------------------------------------------------------------------------------------------------
 

@@ -49,6 +49,10 @@ class Reader:
         self.known = frozenset(self.names)
         self.matrix = is_matrix(self.fields) and all(f.required for f in self.fields)
         self.lone = self.fields[0] if len(self.fields) == 1 else None
+        plain = (
+            self.lone is not None and len(self.lone.shape) == 2 and self.lone.dtype in ("float32", "float64")
+        )
+        self.plain_tensor = self.lone if plain else None
 
     @property
     def width(self) -> int:
@@ -70,7 +74,8 @@ class Reader:
             if quick is not None:
                 return Read(self._batch_of_matrix(quick), len(rows), {})
         if self.lone is not None:
-            return self._lone_lists(rows, self.lone)
+            quick = _numbers(rows, self.width) if self.plain_tensor is not None and self.width > 0 else None
+            return (self.tensor(quick) if quick is not None else None) or self._lone_lists(rows, self.lone)
         errors: dict[int, str] = {}
         kept: list[Sequence[Any]] = []
         blank = [None] * len(self.fields)
@@ -177,15 +182,15 @@ class Reader:
         return {n: [row[i] for row in rows] for i, n in enumerate(self.names)}
 
     def tensor(self, given: np.ndarray) -> Read | None:
-        """A float matrix that is the whole of a matrix signature, without taking it apart; None where it is not."""
-        if (
-            not self.matrix
-            or given.ndim != 2
-            or given.shape[1] != len(self.fields)
-            or given.dtype.kind not in "fiu"
-        ):
+        """One float tensor that is the whole of what the signature wants, as it is; None where it is not."""
+        if given.ndim != 2 or given.dtype.kind not in "fiu":
             return None
-        return Read(self._batch_of_matrix(given), len(given), {})
+        if self.matrix and given.shape[1] == len(self.fields):
+            return Read(self._batch_of_matrix(given), len(given), {})
+        if self.plain_tensor is not None and given.shape[1] == self.plain_tensor.shape[1]:
+            column = given.astype(self.plain_tensor.numpy, copy=False)
+            return Read(Batch({self.plain_tensor.name: column}), len(given), {})
+        return None
 
     def _batch_of_matrix(self, given: np.ndarray) -> Batch:
         return Batch(names=self.names, matrix=given.astype(self.fields[0].numpy, copy=False))

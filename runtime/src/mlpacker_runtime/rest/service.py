@@ -12,7 +12,8 @@ from .. import __version__
 from ..batch import Outcome
 from ..batching import Batcher, Overloaded, Ticket
 from ..errors import BadInput, MlpackerError, ModelFailed
-from . import Asked, Rejected, Request, Response, Served, invocations, plain, v2
+from ..telemetry.metrics import CONTENT_TYPE
+from . import Asked, Rejected, Request, Response, Served, invocations, openapi, page, plain, v2
 from .answers import dumps
 from .keys import Keys
 from .rows import Reader
@@ -20,6 +21,30 @@ from .rows import Reader
 TEXT = "text/plain; charset=utf-8"
 Respond = Callable[[Response], None]
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "statistics")
+ROUTES = (
+    "infer",
+    "predict",
+    "invocations",
+    "index",
+    "server",
+    "live",
+    "ready",
+    "ping",
+    "health",
+    "version",
+    "metrics",
+    "docs",
+    "openapi",
+    "models",
+    "model",
+    "model_ready",
+    "stats",
+    "config",
+    "repository",
+    "unknown",
+    "connection",
+)
+"""As metrics call them; `connection` is what was refused before any route was known."""
 OFF = (
     "Loading and unloading models is off here: this server serves one package. Run another with mlpacker run."
 )
@@ -70,6 +95,8 @@ class Service:
         self.reader = Reader(served.inputs)
         self.models = {served.name}
         self.routes = self._routes()
+        self._page: bytes | None = None
+        self._described: dict[str, Any] | None = None
 
     # --- the way of a request ---------------------------------------------------------------------------------------
 
@@ -170,6 +197,9 @@ class Service:
             "/health": Route("health", get, self._ping, open=True),
             "/version": Route("version", get, lambda _: Response(200, __version__.encode(), TEXT)),
             "/v2/models": Route("models", get, lambda _: _json({"models": [self.served.name]})),
+            "/metrics": Route("metrics", get, self._metrics),
+            "/docs": Route("docs", get, self._docs),
+            "/openapi.json": Route("openapi", get, self._openapi),
             "/v2/models/stats": Route("stats", get, self._stats),
             "/v2/repository/index": Route("repository", post, self._repository),
             "/predict": Route("predict", post, protocol=plain),
@@ -230,6 +260,24 @@ class Service:
                 "infer": f"/v2/models/{self.served.name}/infer",
             }
         )
+
+    def _metrics(self, _: Request) -> Response:
+        if self.told is None:
+            raise Rejected(404, "Nothing is counted here.")
+        return Response(200, self.told.text().encode(), CONTENT_TYPE)
+
+    def _docs(self, _: Request) -> Response:
+        if self._page is None:
+            self._page = page.write(self.served, self._description())
+        return Response(200, self._page, "text/html; charset=utf-8", page.HEADERS)
+
+    def _openapi(self, _: Request) -> Response:
+        return _json(self._description())
+
+    def _description(self) -> dict[str, Any]:
+        if self._described is None:
+            self._described = openapi.describe(self.served, self.reader, guarded=self.keys is not None)
+        return self._described
 
     def _server(self, _: Request) -> Response:
         return _json({"name": "mlpacker", "version": __version__, "extensions": list(EXTENSIONS)})

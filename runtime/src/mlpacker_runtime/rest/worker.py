@@ -28,10 +28,11 @@ from ..loading import load_stage
 from ..manifest import PATH, Manifest, decode
 from ..serve import Options, from_json
 from ..telemetry.log import Log, logger
+from ..telemetry.metrics import Metrics, Timed
 from . import Served, sample, served
 from .connection import Bounds, Connections
 from .keys import read as read_keys
-from .service import Service
+from .service import ROUTES, Service
 from .v2 import refuse
 
 WARM_UP_SECONDS = 0.3
@@ -78,9 +79,9 @@ def warm_up(served: Served, batcher: Batcher, service: Service) -> None:
     batcher.engine.run(batch)
     batcher.engine.run(one)
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.thread_time()
         batcher.engine.run(one)
-        batcher.measured(time.perf_counter() - began, 1)
+        batcher.measured(time.thread_time() - began, 1)
         if time.monotonic() > end:
             return
 
@@ -95,7 +96,13 @@ class Worker:
         self.slot = int(orders["slot"])
         files, manifest = open_package(options)
         self.served = served(manifest, options.digest, sample.read(files, manifest))
-        self.engine = Engine(manifest.stages, runners(options, files, manifest, orders["sockets"]))
+        about = {"name": self.served.name, "version": self.served.version, "digest": options.digest or ""}
+        stages = [s.name for s in manifest.stages]
+        self.metrics = Metrics(Path(orders["folder"]), self.slot, stages, ROUTES, about)
+        found = runners(options, files, manifest, orders["sockets"])
+        self.engine = Engine(
+            manifest.stages, {n: Timed(r, n, self.metrics, time.perf_counter) for n, r in found.items()}
+        )
         self.stateful = any(s.stateful for s in manifest.stages)
         self.remote = any(s.environment in orders["sockets"] for s in manifest.stages)
         self.keys = read_keys(Path(options.api_key_file)) if options.api_key_file else None
@@ -103,19 +110,23 @@ class Worker:
     async def serve(self, say: Any) -> int:
         loop = asyncio.get_running_loop()
         limits = Limits(thread=True if self.remote else None, share=self.options.batching)
-        batcher = Batcher(self.engine, loop, limits, stateful=self.stateful)
-        service = Service(self.served, batcher, keys=self.keys, log=self.log)
+        batcher = Batcher(self.engine, loop, limits, stateful=self.stateful, seen=self.metrics.batch)
+        service = Service(self.served, batcher, keys=self.keys, told=self.metrics, log=self.log)
         warm_up(self.served, batcher, service)
         gc.collect()
         gc.freeze()  # what is loaded stays; the collector need not look at it again and again
         bounds = Bounds(max_body=self.options.max_body, body_seconds=self.options.timeout)
-        connections = Connections(service, bounds, refuse)
+        connections = Connections(
+            service, bounds, refuse, lambda status: self.metrics.request("connection", status, 0.0)
+        )
         stop = asyncio.Event()
         for sign in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sign, stop.set)
         threading.Thread(target=_await_orphaned, args=(loop, stop), daemon=True).start()
         server = await loop.create_server(connections, sock=self.listener, backlog=2048)
-        watch = loop.create_task(connections.watch())
+        watch = loop.create_task(
+            connections.watch(each=lambda: self.metrics.gauge(len(connections.open), batcher.rows))
+        )
         say({"ready": self.served.reference})
         await stop.wait()
         service.draining = True
