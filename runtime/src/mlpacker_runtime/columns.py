@@ -117,10 +117,11 @@ def inferred(values: list[Any]) -> Any:
         return np.stack([np.asarray(v) for v in values])
     if all(issubclass(k, np.generic) for k in kinds) and len(kinds) == 1 and len(given) == len(values):
         return as_column(np.array(values))
-    for dtype, types in _INFERRED:
-        if all(issubclass(k, types) and (k is not bool or bool in types) for k in kinds):
-            return column_of(values, Field("value", dtype, nullable=True))
-    return _objects(values)
+    dtype = next((d for d, types in _INFERRED if all(issubclass(k, types) for k in kinds)), None)
+    try:
+        return _objects(values) if dtype is None else column_of(values, Field("value", dtype, nullable=True))
+    except (ValueError, OverflowError):  # whole numbers beyond 64 bits stay what they are
+        return _objects(values)
 
 
 _INFERRED: tuple[tuple[str, tuple[type, ...]], ...] = (

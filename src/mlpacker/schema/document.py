@@ -22,6 +22,7 @@ STANDARD = "tag:yaml.org,2002:"
 SCALARS = tuple(STANDARD + t for t in ("null", "bool", "int", "float", "str", "timestamp", "merge", "value"))
 INT = re.compile(r"[-+]?[0-9]{1,30}")
 FLOAT = re.compile(r"[-+]?(\.[0-9]{1,30}|[0-9]{1,30}(\.[0-9]{0,30})?)([eE][-+]?[0-9]{1,3})?")
+SURROGATE = re.compile("[\ud800-\udfff]")
 WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": None, "NULL": None}
 WORDS |= {w: w[0] in "tT" for w in ("true", "True", "TRUE", "false", "False", "FALSE")}
 Value: TypeAlias = "bool | int | float | str | list[Node] | dict[str, Node] | None"
@@ -115,7 +116,7 @@ class _Reading:
         if isinstance(raw, yaml.MappingNode) and raw.tag == STANDARD + "map":
             return self._mapping(raw, line, path, depth)
         if isinstance(raw, yaml.ScalarNode) and raw.tag in SCALARS:
-            return Node(self._scalar(raw, line, path), self.file, line, path, raw.value)
+            return Node(self._scalar(raw, line, path), self.file, line, path, self._text(raw, line, path))
         raise wrong(
             self.file, line, path, f"the YAML tag {raw.tag!r} is not taken here.", "Write plain values."
         )
@@ -127,15 +128,25 @@ class _Reading:
             here = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
                 raise wrong(self.file, here, path, "a key is a word, not a list or a mapping.")
-            name = key.value
+            name = self._text(key, here, path)
             if name in keys:
                 raise wrong(self.file, here, join(path, name), f"stands twice: first on line {keys[name]}.")
             keys[name] = here
             entries[name] = self.node(value, join(path, name), depth + 1)
         return Node(entries, self.file, line, path, keys=keys)
 
-    def _scalar(self, raw: yaml.ScalarNode, line: int, path: str) -> Value:
+    def _text(self, raw: yaml.ScalarNode, line: int, path: str) -> str:
+        """A scalar's text; a pair of surrogates, as JSON escapes what lies beyond 16 bits, is the one letter it stands for."""
         text: str = raw.value
+        if not SURROGATE.search(text):
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeError as cause:
+            raise wrong(self.file, line, path, "half a surrogate pair is no text.") from cause
+
+    def _scalar(self, raw: yaml.ScalarNode, line: int, path: str) -> Value:
+        text = self._text(raw, line, path)
         if raw.style is not None:
             return text
         if text in WORDS:
