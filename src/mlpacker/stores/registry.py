@@ -139,10 +139,11 @@ class Registry:
         with self._send("POST", self._url("blobs/uploads/"), headers={"Content-Length": "0"}) as response:
             self._check(response, 202)
             place = self._location(response)
+        left = size
         if size > PIECE:
             place = self._put_pieces(place, body, sent)
-            body, size = tuple, 0
-        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+            body, left = tuple, 0
+        headers = {"Content-Length": str(left), "Content-Type": "application/octet-stream"}
         with self._send(
             "PUT", place.copy_merge_params({"digest": digest}), headers=headers, body=body
         ) as response:
