@@ -6,6 +6,7 @@ standard library is needed besides them. What is looked for, and what is left ou
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pkgutil
@@ -49,6 +50,7 @@ SKLEARN_VALUES = {
     "sklearn.feature_selection._univariate_selection": ("f_classif", "f_regression", "r_regression", "chi2"),
     "sklearn.feature_selection._mutual_info": ("mutual_info_classif", "mutual_info_regression"),
     "sklearn.metrics._scorer": ("_passthrough_scorer",),
+    "sklearn.utils.validation": ("check_array",),
     "sklearn.cluster._kmeans": ("_kmeans_single_lloyd", "_kmeans_single_elkan"),
 }
 
@@ -129,27 +131,11 @@ def numpy_lines() -> Iterator[Line]:
     """Scalar types and ufuncs: they may be mentioned. What builds arrays is written by hand in `by_hand/numpy.txt`."""
     import numpy
 
-    for name, value in vars(numpy).items():
+    for value in vars(numpy).values():
         if isinstance(value, type) and issubclass(value, numpy.generic) and value.__module__ == "numpy":
             yield "numpy", "numpy", value.__name__, "value"
-        if isinstance(value, numpy.ufunc):
-            for module in ("numpy", *umath()):
-                yield "numpy", module, name, "value"
     for module in modules("numpy.random", re.compile(r"\.tests|_examples|conftest")):
         yield from random_lines(module)
-
-
-def umath() -> tuple[str, ...]:
-    return tuple(
-        name
-        for name in (
-            "numpy.core._multiarray_umath",
-            "numpy.core.umath",
-            "numpy._core._multiarray_umath",
-            "numpy._core.umath",
-        )
-        if name in sys.modules
-    )
 
 
 def random_lines(module: ModuleType) -> Iterator[Line]:
@@ -185,19 +171,25 @@ def scipy_lines() -> Iterator[Line]:
             cls = getattr(module, name, None)
             if isinstance(cls, type):
                 yield "scipy", cls.__module__, cls.__name__, use_of(cls)
-    yield from scipy_ufuncs()
 
 
-def scipy_ufuncs() -> Iterator[Line]:
+UFUNC_HOMES = re.compile(
+    r"(numpy(\._?core\.(_multiarray_umath|umath|multiarray))?|scipy\.special(\._\w*ufuncs)?)\Z"
+)
+
+
+def ufunc_lines() -> Iterator[Line]:
+    """A ufunc knows no module: pickle writes the first one it finds it in."""
     try:
         import numpy
-        import scipy.special as special
     except ImportError:
         return
-    for name, value in vars(special).items():
-        if isinstance(value, numpy.ufunc):
-            for module in ("scipy.special", "scipy.special._ufuncs"):
-                yield "scipy", module, name, "value"
+    with contextlib.suppress(ImportError):
+        importlib.import_module("scipy.special")
+    for module in sorted(filter(UFUNC_HOMES.match, sys.modules)):
+        for name, value in vars(sys.modules[module]).items():
+            if isinstance(value, numpy.ufunc):
+                yield module.partition(".")[0], module, name, "value"
 
 
 def boosting_lines(package: str, wanted: dict[str, str]) -> Iterator[Line]:
@@ -288,6 +280,7 @@ def all_lines() -> Iterator[Line]:
     yield from sklearn_lines()
     yield from numpy_lines()
     yield from scipy_lines()
+    yield from ufunc_lines()
     yield from pandas_lines()
     for package, wanted in BOOSTING.items():
         yield from boosting_lines(package, wanted)

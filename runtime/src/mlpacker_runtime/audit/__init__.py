@@ -22,10 +22,10 @@ from types import ModuleType
 from mlpacker_runtime.audit.allowlist import Policy
 from mlpacker_runtime.audit.limits import LIMITS, Limits
 from mlpacker_runtime.audit.loading import build
-from mlpacker_runtime.audit.machine import Findings, Machine
+from mlpacker_runtime.audit.machine import ARRAY_ON_DISK, Findings, Machine
 from mlpacker_runtime.audit.report import Report, refusal
 from mlpacker_runtime.audit.skops import load_skops, scan_skops
-from mlpacker_runtime.audit.unpack import compression_of, head_of, is_skops, unpack
+from mlpacker_runtime.audit.unpack import ZIP, compression_of, head_of, is_skops, unpack
 from mlpacker_runtime.errors import BadInput, Refused
 
 __all__ = ["LIMITS", "Limits", "Report", "kind", "load", "load_skops", "scan", "scan_skops"]
@@ -36,7 +36,7 @@ def kind(data_head: bytes, name: str = "") -> str | None:
 
     `name` decides nothing but a skops file of which the head does not yet show it.
     """
-    if is_skops(data_head) or (data_head.startswith(b"PK\x03\x04") and name.endswith(".skops")):
+    if is_skops(data_head) or (data_head.startswith(ZIP) and name.endswith(".skops")):
         return "skops"
     compressed = compression_of(data_head[:16]) is not None
     if not _starts_a_pickle(head_of(data_head)):
@@ -96,6 +96,8 @@ def load(
 def _scan(data: bytes, policy: Policy, limits: Limits) -> tuple[Report, bytes, Findings]:
     if is_skops(data):
         raise BadInput("This is a skops file, not a pickle.", "Read it with scan_skops.")
+    if data[:4] == ZIP:
+        raise BadInput("This is a zip file, not a pickle.", "Give the model file that is in it.")
     plain, compression = unpack(bytes(data), limits)
     findings = Findings()
     try:
@@ -127,7 +129,7 @@ def _with_names(error: BadInput | Refused, findings: Findings) -> BadInput | Ref
 
 def _report(plain: bytes, compression: str | None, findings: Findings) -> Report:
     names = sorted(f"{module}.{name}" for module, name in findings.globals)
-    modules = {module.partition(".")[0] for module, _ in findings.globals}
+    modules = {module.partition(".")[0] for module, name in findings.globals if (module, name) != ARRAY_ON_DISK}
     modules |= {module.partition(".")[0] for module in findings.imported_by_code}
     return Report(
         container="joblib" if findings.spans or compression else "pickle",

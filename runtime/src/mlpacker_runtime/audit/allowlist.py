@@ -116,6 +116,10 @@ class Policy:
             return CALL
         return self.listed.get((module, name))
 
+    def trusts(self, module: str, name: str) -> bool:
+        """Whether the user accepted this very name, or code: then how it is called is the user's risk too."""
+        return f"{module}.{name}" in self.trusted or (self.trust_code and (module, name) in CODE_INGREDIENTS)
+
     def canonical(self, module: str, name: str) -> Pair:
         """The name meant today: files of protocol 2 and below write some standard names as Python 2 had them."""
         if module == "__mp_main__":  # what multiprocessing calls the training script

@@ -20,6 +20,8 @@ from mlpacker_runtime.audit.machine import ARRAY_ON_DISK, Span
 from mlpacker_runtime.audit.report import refusal
 from mlpacker_runtime.errors import BadInput, EnvironmentFailed, MlpackerError
 
+_MAPPED = ("numpy", "memmap")
+
 
 class Imports:
     """Resolves the names of a file: the policy again, then the import. `main` stands in for the script that trained."""
@@ -35,6 +37,8 @@ class Imports:
             raise refusal((f"{module}.{name}",))
         if (module, name) == ARRAY_ON_DISK:
             return _Placeholder
+        if (module, name) == _MAPPED:
+            name = "ndarray"  # a map of a file is of no use here, and its class opens what it is told
         if module == "__main__" and self.main is not None:
             return self.defined(self.main, name)
         found = _attribute(_module(module), name)
@@ -145,7 +149,7 @@ def _read_array(raw: memoryview, told: dict[str, Any]) -> object:
     array = flat.reshape(shape[::-1]).transpose() if told["order"] == "F" else flat.reshape(shape)
     if not dtype.isnative:
         array = array.astype(dtype.newbyteorder("="))
-    return array if subclass in (np.ndarray, np.memmap) else array.view(subclass)
+    return array if subclass is np.ndarray else array.view(subclass)
 
 
 def build(data: bytes, spans: Sequence[Span], policy: Policy, main: ModuleType | None) -> object:

@@ -21,6 +21,7 @@ from mlpacker_runtime.audit.rules import (
     MAKES_INSTANCES,
     RULES,
     TAKES_ANY_CLASS,
+    check_partial,
     make_dtype,
     never,
     number_of_items,
@@ -30,6 +31,7 @@ from mlpacker_runtime.audit.symbols import (
     LIST,
     NUMBER,
     OBJECT,
+    PARTIAL,
     SET,
     TEXT,
     ArrayOnDisk,
@@ -266,7 +268,7 @@ class Machine:
         if pair not in TAKES_ANY_CLASS:
             self.no_bystanders(arguments)
         rule = RULES.get(pair)
-        return rule(arguments) if rule else OBJECT
+        return rule(arguments) if rule and not self.policy.trusts(*pair) else OBJECT
 
     def callee(self, function: object) -> Global | None:
         """The import that is called; None where it was refused already, or is code that the user trusts."""
@@ -310,6 +312,8 @@ class Machine:
             set_up_dtype(target, state)
         elif type(target) is ArrayOnDisk:
             self.stack[-1] = self.step_over(state)
+        elif target is PARTIAL:
+            check_partial(state)
         else:
             self.may_change(target)
             self.plain_state(state)

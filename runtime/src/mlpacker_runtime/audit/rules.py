@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from mlpacker_runtime.audit.symbols import LIST, OBJECT, SET, Dict, Dtype, Global, Unknown
+from mlpacker_runtime.audit.symbols import LIST, OBJECT, PARTIAL, SET, Dict, Dtype, Global, Unknown
 from mlpacker_runtime.errors import Refused
 
 Arguments = tuple[object, ...]
@@ -27,6 +27,7 @@ _RECORDS = frozenset({("numpy", "record"), ("numpy.rec", "record"), ("numpy", "v
 _FLEXIBLE = frozenset("SUVa")
 _LARGEST_ALLOCATION = 1024 * 1024
 _RANGE = Unknown("a range")
+_PARTIALS_OF = frozenset({("sklearn.utils.validation", "check_array")})
 
 
 def never(sentence: str) -> Refused:
@@ -171,6 +172,23 @@ def _filled(result: object) -> Rule:
     return rule
 
 
+def _partial(arguments: Arguments) -> object:
+    """`partial(function)`, whose state then repeats the function. Only functions that do no more than check an array."""
+    if len(arguments) != 1 or not _is_harmless(arguments[0]):
+        raise never("The file holds a partial call of something other than a check of arrays.")
+    return PARTIAL
+
+
+def check_partial(state: object) -> None:
+    """`partial.__setstate__`: (function, args, keywords, attributes)."""
+    if not (isinstance(state, tuple) and len(state) == 4 and _is_harmless(state[0]) and state[1] == ()):
+        raise never("The file holds a partial call of something other than a check of arrays.")
+
+
+def _is_harmless(function: object) -> bool:
+    return isinstance(function, Global) and (function.module, function.name) in _PARTIALS_OF
+
+
 def _range(arguments: Arguments) -> object:
     return _RANGE
 
@@ -187,6 +205,7 @@ RULES: dict[tuple[str, str], Rule] = {
     ("_codecs", "encode"): _latin1_bytes,
     ("builtins", "bytearray"): _filled(OBJECT),
     ("builtins", "bytes"): _filled(OBJECT),
+    ("functools", "partial"): _partial,
     ("builtins", "range"): _range,
     ("builtins", "tuple"): _filled(OBJECT),
     ("builtins", "list"): _filled(LIST),

@@ -26,6 +26,7 @@ class Unknown:
 OBJECT = Unknown("an object")
 LIST = Unknown("a list")
 SET = Unknown("a set")
+PARTIAL = Unknown("a partial call")
 TEXT = Unknown("a long text")
 NUMBER = Unknown("a long number")
 
