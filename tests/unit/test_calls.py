@@ -87,6 +87,7 @@ def answers(outcome: Outcome) -> list[tuple[int, dict[str, Any]]]:
     [
         (np.ndarray, "matrix"),
         (npt.NDArray[np.float32], "matrix"),
+        (npt.ArrayLike, "matrix"),
         (dict[str, np.ndarray], "columns"),
         (Mapping[str, npt.NDArray[np.float64]], "columns"),
         (dict, "record"),

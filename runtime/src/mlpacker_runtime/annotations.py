@@ -12,6 +12,7 @@ import datetime
 import enum
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -428,7 +429,7 @@ def _is_pandas(hint: Any, name: str) -> bool:
 
 def _is_array(hint: Any) -> bool:
     kind = typing.get_origin(hint) or hint
-    return (isinstance(kind, type) and issubclass(kind, np.ndarray)) or _spell(hint) == "ArrayLike"
+    return isinstance(kind, type) and issubclass(kind, np.ndarray)
 
 
 def _is_sparse(hint: Any) -> bool:
@@ -472,8 +473,10 @@ def _strip(hint: Any) -> Any:
             hint = hint.__origin__ if hasattr(hint, "__metadata__") else typing.get_args(hint)[0]
         elif isinstance(hint, typing.NewType):
             hint = hint.__supertype__
-        elif hasattr(hint, "__value__") and type(hint).__name__ == "TypeAliasType":
-            hint = hint.__value__
+        elif _is_array_like(hint):
+            return np.ndarray
+        elif (alias := _alias(hint)) is not None:
+            hint = alias
         elif _is_union(hint):
             given = [a for a in typing.get_args(hint) if a is not type(None)]
             if len(given) != 1:
@@ -481,6 +484,20 @@ def _strip(hint: Any) -> Any:
             hint = given[0]
         else:
             return hint
+
+
+def _alias(hint: Any) -> Any:
+    """What `type Name = …` stands for, its parameters filled in, as NumPy's NDArray is one from 2.5 on."""
+    kind = typing.get_origin(hint) or hint
+    if type(kind).__name__ != "TypeAliasType":
+        return None
+    parameters = typing.get_args(hint)
+    return kind.__value__[parameters] if parameters else kind.__value__
+
+
+def _is_array_like(hint: Any) -> bool:
+    typing_ = sys.modules.get("numpy.typing")
+    return typing_ is not None and bool(hint == typing_.ArrayLike)
 
 
 def _is_union(hint: Any) -> bool:

@@ -78,7 +78,7 @@ def _times(values: list[Any], field: Field) -> Any:
     out = np.empty(len(values), dtype="datetime64[ns]")
     for i, value in enumerate(values):
         if value is None:
-            out[i] = np.datetime64("NaT")
+            out[i] = np.datetime64("NaT", "ns")
         elif isinstance(value, (datetime.date, np.datetime64)):
             out[i] = _instant(value)
         else:
@@ -113,8 +113,12 @@ def inferred(values: list[Any]) -> Any:
     kinds = {type(v) for v in given}
     if not given:
         return _objects(values)
-    if all(issubclass(k, np.ndarray) for k in kinds):
-        return np.stack([np.asarray(v) for v in values])
+    if (
+        all(issubclass(k, np.ndarray) for k in kinds)
+        and len({v.shape for v in given}) == 1
+        and len(given) == len(values)
+    ):
+        return np.stack(values)
     if all(issubclass(k, np.generic) for k in kinds) and len(kinds) == 1 and len(given) == len(values):
         return as_column(np.array(values))
     dtype = next((d for d, types in _INFERRED if all(issubclass(k, types) for k in kinds)), None)
