@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from . import formats
 from .formats import Files, Predictor, Trust
-from .importing import import_file
+from .importing import define_in_main
 from .manifest import Manifest, Stage
 
 
-def trust_of(stage: Stage, accepted: bool) -> Trust:
+def trust_of(files: Files, stage: Stage, accepted: bool) -> Trust:
     """What to trust of a stage: what its packer accepted, but only where this machine accepted the package."""
-    return Trust(frozenset(stage.trusted), True) if accepted else Trust()
+    return Trust(frozenset(stage.trusted), True, code_modules(files, stage.code)) if accepted else Trust()
+
+
+def code_modules(files: Files, code: Iterable[str]) -> frozenset[str]:
+    """The modules whose source was packed with `--code`; `__main__` where a file of it may be the training script."""
+    found = set()
+    for path in code:
+        place = files.file(path)
+        if place.is_file():
+            found |= {place.stem, "__main__"}
+        elif (place / "__init__.py").exists():
+            found.add(place.name)
+        else:
+            found |= {p.stem for p in place.glob("*.py")} | {p.parent.name for p in place.glob("*/__init__.py")}
+    return frozenset(found)
 
 
 def load_stage(files: Files, stage: Stage, accepted: bool) -> Predictor:
     """Raises Refused, BadInput or EnvironmentFailed."""
     if stage.code and accepted:
         use_code(files, stage)
-    predictor: Predictor = formats.get(stage.format).load(files, stage, trust_of(stage, accepted))
+    predictor: Predictor = formats.get(stage.format).load(files, stage, trust_of(files, stage, accepted))
     return predictor
 
 
@@ -28,18 +43,12 @@ def load_all(files: Files, manifest: Manifest, accepted: bool) -> dict[str, Pred
 
 
 def use_code(files: Files, stage: Stage) -> None:
-    """Put packed code on the path, and let `__main__`'s names be found in the files packed for it.
-
-    A class defined in the training script is saved as `__main__.Name`; the script was packed as a plain module.
-    """
-    main = sys.modules["__main__"]
+    """Put packed code on the path, and let `__main__`'s names be found in the files packed for it."""
     for path in stage.code:
         place = files.file(path)
-        folder = place if place.is_dir() else place.parent
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
+        package = place.is_file() or (place / "__init__.py").exists()
+        folder = str(place.parent if package else place)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
         if place.is_file() and place.suffix == ".py":
-            module = import_file(place, place.stem)
-            for key, value in vars(module).items():
-                if not key.startswith("__") and getattr(value, "__module__", None) == module.__name__:
-                    setattr(main, key, value)
+            define_in_main(place)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from mlpacker_runtime import formats
 from mlpacker_runtime.formats import Facts, FolderFiles, Trust
+from mlpacker_runtime.loading import code_modules
 from mlpacker_runtime.manifest import Stage
 
-from ..errors import BadDescription
+from ..environments.captured import imports
+from ..errors import BadDescription, BadInput
 from ..pipeline import Pipeline, StageDescription
 
 IGNORED = ("__pycache__", ".git", ".ipynb_checkpoints")
@@ -37,9 +39,14 @@ def make(pipeline: Pipeline, folder: Path, trust: Trust) -> Draft:
     facts = {}
     for described in pipeline.stages:
         stage = _copy(described, folder)
-        accepted = Trust(trust.names | frozenset(described.trust), trust.code or described.function is not None)
-        adapter = formats.get(stage.format)
-        told: Facts = adapter.inspect(FolderFiles(folder), stage.path, accepted)
+        files = FolderFiles(folder)
+        accepted = Trust(
+            trust.names | frozenset(described.trust),
+            trust.code or described.function is not None,
+            code_modules(files, stage.code),
+        )
+        told: Facts = formats.get(stage.format).inspect(files, stage.path, accepted)
+        told = dataclasses.replace(told, modules=_outside(told, files, stage))
         _copy_beside(described, told, stage, folder)
         facts[stage.name] = told
         holds_code = told.code or bool(stage.code)
@@ -53,6 +60,17 @@ def make(pipeline: Pipeline, folder: Path, trust: Trust) -> Draft:
             )
         )
     return Draft(folder, tuple(stages), facts)
+
+
+def _outside(told: Facts, files: FolderFiles, stage: Stage) -> tuple[str, ...]:
+    """The modules an environment must bring: those of the model and of its code that are not packed themselves."""
+    sources = [p for c in stage.code for p in _python_files(files.file(c))]
+    needed = set(told.modules).union(*(imports(p.read_text(encoding="utf-8")) for p in sources))
+    return tuple(sorted(needed - code_modules(files, stage.code) - {p.stem for p in sources}))
+
+
+def _python_files(place: Path) -> list[Path]:
+    return [place] if place.is_file() else sorted(place.rglob("*.py"))
 
 
 def _copy(described: StageDescription, folder: Path) -> Stage:
@@ -76,7 +94,11 @@ def _copy(described: StageDescription, folder: Path) -> Stage:
         return dataclasses.replace(stage, path=copy_code(source, folder / "code" / described.name, folder), entry=entry)
     assert described.model is not None
     path = _copy_model(described.model, folder / "models" / described.name, folder)
-    return dataclasses.replace(stage, path=path, format=formats.find(FolderFiles(folder), path))
+    try:
+        return dataclasses.replace(stage, path=path, format=formats.find(FolderFiles(folder), path))
+    except BadInput as error:
+        said = error.sentence.replace(path, described.model.name)
+        raise BadInput(said, error.next_step) from error
 
 
 def _copy_beside(described: StageDescription, told: Facts, stage: Stage, folder: Path) -> None:
@@ -123,8 +145,6 @@ def copy_code(source: Path, into: Path, root: Path) -> str:
 
 def neighbours(source: Path) -> Iterator[Path]:
     """The files beside a code file that it imports, and that these import."""
-    from ..environments.captured import imports
-
     seen = {source}
     waiting = [source]
     while waiting:

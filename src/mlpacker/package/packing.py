@@ -118,17 +118,46 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
     events.step("Asking the training interpreter")
     reference = _ask_training(stages, drafted, sample, pipeline, options, runtime, home, events)
 
-    events.step("Locking the environment")
-    locked = {g.name: _lock(g, pipeline, drafted, reference, options, runtime, events) for g in groups}
+    frames = any(d.takes == "frame" for d in reference.descriptions.values())
+    locked, pythons = _environments(groups, pipeline, drafted, reference, options, runtime, home, events, frames)
+    if not frames and _wants_frames(stages, drafted, pythons, options):
+        events.note("the model knows its columns by name, so pandas joins its environment")
+        locked, pythons = _environments(groups, pipeline, drafted, reference, options, runtime, home, events, True)
 
+    events.step("Proving the answers")
+    return _prove(stages, drafted, sample, pipeline, locked, pythons, reference, options, events)
+
+
+def _environments(
+    groups: Sequence[_Group],
+    pipeline: Pipeline,
+    drafted: draft.Draft,
+    reference: _Reference,
+    options: Options,
+    runtime: RuntimeWheel,
+    home: Path,
+    events: Events,
+    frames: bool,
+) -> tuple[dict[str, locks.Lock], dict[str, Path]]:
+    """Lock and make the environment of each group; the locks, and the interpreters."""
+    events.step("Locking the environment")
+    locked = {g.name: _lock(g, pipeline, drafted, reference, options, runtime, events, frames) for g in groups}
     events.step("Building the environment")
     pythons = {
         name: install.ensure(lock, home, runtime, indexes=options.indexes, progress=events.note).python
         for name, lock in locked.items()
     }
+    return locked, pythons
 
-    events.step("Proving the answers")
-    return _prove(stages, drafted, sample, pipeline, locked, pythons, reference, options, events)
+
+def _wants_frames(
+    stages: tuple[Stage, ...], drafted: draft.Draft, pythons: Mapping[str, Path], options: Options
+) -> bool:
+    """Whether a model knows its columns by name and can't be given a frame, since no training interpreter told us before."""
+    clean = {name: crew.clean(python, options.environ) for name, python in pythons.items()}
+    with crew.crew(drafted.folder, clean, accepted=True) as workers:
+        said = [workers.load(s) for s in stages if s.format == "sklearn"]
+    return any(d.takes == "matrix" and d.inputs is not None and len(d.inputs) > 1 for d in said)
 
 
 def _sample(pipeline: Pipeline, drafted: draft.Draft) -> Batch | None:
@@ -190,7 +219,7 @@ def _ask_training(
     try:
         with crew.crew(drafted.folder, {s.environment: python for s in stages}, accepted=True) as workers:
             described = {s.name: workers.load(s) for s in stages}
-            outcome = _rehearse(stages, described, sample, workers).outcome
+            outcome = _rehearse(stages, described, sample, workers, pipeline.inputs).outcome
     except MlpackerError as error:
         if options.python is not None:
             raise
@@ -210,19 +239,45 @@ def _distributions(modules: set[str]) -> tuple[str, ...]:
 
 
 def _rehearse(
-    stages: tuple[Stage, ...], described: Mapping[str, Description], sample: Batch | None, workers: crew.Crew
+    stages: tuple[Stage, ...],
+    described: Mapping[str, Description],
+    sample: Batch | None,
+    workers: crew.Crew,
+    declared: tuple[Field, ...],
 ) -> _Rehearsal:
-    """Settle the stages and answer the sample."""
+    """Settle the stages and answer the sample. declared: the pipeline's inputs, where the user wrote them down."""
     last = Manifest("", stages, (), ()).last
     settled = tuple(describe.settle(s, described[s.name], s.name in last) for s in stages)
     untyped = {n for d in described.values() for n in d.untyped}
-    inputs = describe.pipeline_inputs(settled, sample, untyped)
-    settled = tuple(_with_inputs(s, inputs) for s in settled)
-    for stage in settled:
-        workers.load(stage)
+    inputs = declared or describe.pipeline_inputs(settled, sample, untyped)
     batch, made_up = describe.fit_sample(sample, inputs, SAMPLE_ROWS)
-    outcome, recorders = describe.rehearse(workers.engine(settled), batch)
-    return _Rehearsal(outcome, settled, inputs, batch, made_up, recorders)
+    return _answer(settled, inputs, batch, made_up, workers)
+
+
+def _answer(
+    stages: tuple[Stage, ...], inputs: tuple[Field, ...], batch: Batch, made_up: bool, workers: crew.Crew
+) -> _Rehearsal:
+    stages = tuple(_with_inputs(s, inputs) for s in stages)
+    for stage in stages:
+        workers.load(stage)
+    outcome, recorders = describe.rehearse(workers.engine(stages), batch)
+    return _Rehearsal(outcome, stages, inputs, batch, made_up, recorders)
+
+
+def _without_unused(seen: _Rehearsal, workers: crew.Crew) -> _Rehearsal:
+    """Without the sample's columns that no stage names and whose absence changes no answer: the target, most often.
+
+    Only where the inputs are the sample's columns because the entry stage did not say what it takes.
+    """
+    named = {f.name for s in seen.stages if manifest.INPUT not in s.after for f in s.inputs}
+    kept = tuple(f for f in seen.inputs if f.name in named)
+    if not kept or len(kept) == len(seen.inputs):
+        return seen
+    stages = tuple(
+        dataclasses.replace(s, inputs=kept) if s.inputs == seen.inputs else s for s in seen.stages
+    )
+    fewer = _answer(stages, kept, seen.batch.select([f.name for f in kept]), seen.made_up, workers)
+    return seen if prove.differences(seen.outcome, fewer.outcome) else fewer
 
 
 def _with_inputs(stage: Stage, inputs: tuple[Field, ...]) -> Stage:
@@ -243,15 +298,13 @@ def _lock(
     options: Options,
     runtime: RuntimeWheel,
     events: Events,
-    frames: bool = False,
+    frames: bool,
 ) -> locks.Lock:
     """The locked environment of a group of stages.
 
-    pandas joins what the files need where the training interpreter's model takes frames.
+    pandas joins what the files need where `frames`: a model takes them.
     """
     facts = [drafted.facts[s.name] for s in group.stages]
-    asked = [reference.descriptions[s.name] for s in group.stages if s.name in reference.descriptions]
-    frames = frames or any(d.takes == "frame" for d in asked)
     modules = {m for f in facts for m in f.modules} | ({"pandas"} if frames else set())
     requirements = captured.pins(
         group.versions,
@@ -315,7 +368,9 @@ def _prove(
     clean = {name: crew.clean(python, options.environ) for name, python in pythons.items()}
     with crew.crew(drafted.folder, clean, accepted=True) as workers:
         described = {s.name: workers.load(s) for s in stages}
-        seen = _rehearse(stages, described, sample, workers)
+        seen = _rehearse(stages, described, sample, workers, pipeline.inputs)
+        if not pipeline.inputs:
+            seen = _without_unused(seen, workers)
         settled = tuple(describe.with_outputs(s, seen.recorders[s.name]) for s in seen.stages)
         settled = tuple(
             describe.judge_batching(s, workers.workers[s.environment].runner(s.name), seen.recorders[s.name])
