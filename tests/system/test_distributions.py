@@ -8,13 +8,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from mlpacker.environments import interpreters
 from mlpacker.environments.runtime_wheel import build, read, runtime_wheel
 from mlpacker.errors import EnvironmentFailed
+from mlpacker_runtime.manifest import Manifest, Stage, encode
+from mlpacker_runtime.signature import Field
 
 ROOT = Path(__file__).resolve().parents[2]
 UV = str(Path(sys.executable).with_name("uv"))
@@ -174,3 +179,53 @@ def test_everything_imports_at_both_ends_of_the_ranges(
     options = ("--resolution", resolution, "--only-binary", ":all:")
     made = environment(tmp_path / "venv", base.path, *options, chosen)
     assert f"{package}.errors" in run(made, "-I", "-c", IMPORT_ALL, package, cwd=tmp_path)
+
+
+@pytest.fixture
+def draft(tmp_path: Path) -> Path:
+    """A pipeline of one function, in a folder that a server takes."""
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    (folder / "double.py").write_text("def double(x: float) -> float:\n    return 2 * x\n")
+    x, answer = Field("x", "float64"), Field("answer", "float64")
+    stage = Stage(
+        "double", "function", "double.py", entry="double", inputs=(x,), outputs=(answer,), holds_code=True
+    )
+    (folder / "mlpacker.json").write_bytes(encode(Manifest("double", (stage,), (x,), (answer,))))
+    return folder
+
+
+@contextmanager
+def served(python: Path, folder: Path) -> Iterator[str]:
+    """The address of a server of `folder`, started by `python`; it must end in peace."""
+    argv = [python, "-I", "-m", "mlpacker_runtime", "serve", "--package", folder, "--accepted", "--port", "0"]
+    server = subprocess.Popen([str(word) for word in argv], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        word, address, *_ = [*server.stdout.readline().split(), "", ""]
+        assert word == "ready"
+        yield address
+        server.terminate()
+        assert server.wait(20) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
+@pytest.mark.parametrize(("python", "resolution"), [BOTH_ENDS[0], BOTH_ENDS[-1]])
+def test_the_runtime_serves_at_both_ends_of_its_ranges(
+    wheel: Path, draft: Path, tmp_path: Path, python: str, resolution: str
+) -> None:
+    base = interpreters.find(python)
+    if base is None:
+        pytest.skip(f"no Python {python} on this machine")
+    options = ("--resolution", resolution, "--only-binary", ":all:")
+    made = environment(tmp_path / "venv", base.path, *options, carried(wheel, tmp_path))
+    with served(made, draft) as address:
+        assert httpx.post(f"{address}/predict", json=[{"x": 1}, {"x": 2.5}]).json() == [
+            {"answer": 2.0},
+            {"answer": 5.0},
+        ]
+        tensor = {"name": "x", "shape": [2], "datatype": "FP64", "data": [1, 2.5]}
+        answer = httpx.post(f"{address}/v2/models/double/infer", json={"inputs": [tensor]}).json()
+        assert answer["outputs"][0]["data"] == [2.0, 5.0]
