@@ -614,10 +614,17 @@ def test_a_script_gives_what_it_defines_not_what_it_imports(canary: Path):
     assert not canary.exists()
 
 
-def test_a_class_that_is_gone_names_the_version_installed():
-    data = PROTO4 + imported("sklearn.ensemble._gb_losses", "LeastSquaresError") + b")\x81."
-    with pytest.raises(EnvironmentFailed, match="sklearn"):
-        load(data)
+def test_a_name_that_is_gone_names_its_module_and_the_version_installed():
+    with pytest.raises(EnvironmentFailed, match=r"numpy\.random\.__RandomState_ctor.*" + np.__version__):
+        load(PROTO4 + imported("numpy.random", "__RandomState_ctor") + b")R.")
+
+
+def test_a_module_that_is_missing_is_named():
+    with pytest.raises(EnvironmentFailed, match=r"scipy\.sparse\.gone"):
+        load(
+            PROTO4 + imported("scipy.sparse.gone", "csr_matrix") + b".",
+            trusted=["scipy.sparse.gone.csr_matrix"],
+        )
 
 
 # Code by value.
