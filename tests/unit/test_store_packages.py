@@ -304,6 +304,19 @@ def test_the_list_has_each_package_once_with_its_names_and_size(store: MemorySto
     assert listed.size > sum(f.size for f in FILES.values())
 
 
+def test_a_damaged_package_is_listed_as_such_beside_the_whole_ones_and_can_be_removed(
+    store: MemoryStore,
+) -> None:
+    harmed = write_package(store, "iris", "1.0", FILES)
+    write_package(store, "wine", "1.0", FILES)
+    store.blobs[harmed] = b"{}"
+    first, second = packs.list_packages(store)
+    assert (first.refs, second.damage) == (("iris:1.0",), "")
+    assert "damaged" in first.damage
+    packs.remove(store, "iris")
+    assert len(packs.list_packages(store)) == 1
+
+
 # --- removing
 
 

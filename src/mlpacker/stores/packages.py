@@ -53,13 +53,17 @@ class PackageFile:
 
 @dataclass(frozen=True)
 class Packed:
-    """A package in the store. refs: what it is called here, perhaps nothing. size: bytes of everything it covers."""
+    """A package in the store. refs: what it is called here, perhaps nothing. size: bytes of everything it covers.
+
+    damage: why it can't be read, else empty; its name, version and size are then not known.
+    """
 
     digest: str
     name: str | None
     version: str | None
     refs: tuple[str, ...]
     size: int
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -320,15 +324,21 @@ def config_name(config: Any) -> tuple[str | None, str | None]:
 
 
 def list_packages(store: Store) -> tuple[Packed, ...]:
-    """The packages of the store, in the order of recording. Entries of other kinds are left out."""
+    """The packages of the store, in the order of recording. Entries of other kinds are left out.
+
+    One whose manifest or config is damaged is listed, so that it can be removed or mended.
+    """
     index = packages(store.index())
     model = [e for e in index if e.artifact_type in (None, MODEL_MANIFEST) and e.media_type == OCI_MANIFEST]
     found = {}
     for digest in dict.fromkeys(e.digest for e in model):
-        manifest = read_manifest(store, digest)
-        if manifest.artifact_type == MODEL_MANIFEST:
-            refs = tuple(e.ref for e in model if e.digest == digest and e.ref)
-            found[digest] = Packed(digest, *read_name(store, manifest), refs, size_of(manifest))
+        refs = tuple(e.ref for e in model if e.digest == digest and e.ref)
+        try:
+            manifest = read_manifest(store, digest)
+            if manifest.artifact_type == MODEL_MANIFEST:
+                found[digest] = Packed(digest, *read_name(store, manifest), refs, size_of(manifest))
+        except MlpackerError as error:
+            found[digest] = Packed(digest, None, None, refs, 0, error.sentence)
     return tuple(found.values())
 
 

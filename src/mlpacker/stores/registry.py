@@ -79,7 +79,7 @@ class Registry:
         self._sleep = sleep
         self._client = httpx.Client(
             transport=transport,
-            verify=_trust(certificates) if not plain else False,
+            verify=_trust(certificates) if not plain and transport is None else False,
             timeout=TIMEOUT,
             headers={"User-Agent": "mlpacker", "Accept-Encoding": "identity"},
             trust_env=not is_loopback(remote.host),  # a proxy is never on the way to this machine itself
