@@ -130,8 +130,9 @@ class Connection(asyncio.Protocol):
         self.headers: dict[bytes, bytes] = {}
         self.parts: list[bytes] = []
         self.length = 0
+        self.head_length = 0
         self.in_body = False
-        self.rejected: Exchange | None = None
+        self.offered: bytes | None = None
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
 
@@ -178,11 +179,8 @@ class Connection(asyncio.Protocol):
     def _feed(self, data: bytes) -> None:
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:  # another protocol is offered; we stay with this one
-            self.parser = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            if rest and not self.closing:
-                self._feed(rest)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as error:
             self._refuse_and_close(
                 error.__context__
@@ -193,9 +191,24 @@ class Connection(asyncio.Protocol):
             self._refuse_and_close(Rejected(400, f"Not an HTTP request: {error}."))
         else:
             if not self.in_body and self.in_message and self.head_bytes > self.bounds.max_head:
-                self._refuse_and_close(
-                    Rejected(431, f"The request's head is longer than {self.bounds.max_head} bytes.")
-                )
+                self._refuse_and_close(self._long_head())
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Stay with HTTP/1.1. The parser takes what follows an offer for the other protocol: let one read it that saw no offer."""
+        head = b""
+        if self.offered is not None:
+            kept = (
+                (n, v) for n, v in self.headers.items() if n not in (b"upgrade", b"connection", b"expect")
+            )
+            head = b"".join(
+                (self.offered, b" ", self.url, b" HTTP/1.1\r\n", *(b"%s: %s\r\n" % h for h in kept), b"\r\n")
+            )
+        self.parser = httptools.HttpRequestParser(self)
+        if (head or rest) and not self.closing:
+            self._feed(head + rest)
+
+    def _long_head(self) -> Rejected:
+        return Rejected(431, f"The request's head is longer than {self.bounds.max_head} bytes.")
 
     # --- httptools --------------------------------------------------------------------------------------------------
 
@@ -210,6 +223,9 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
+        self.head_length += len(name) + len(value) + 4
+        if self.head_length > self.bounds.max_head:
+            raise self._long_head()
         if name in self.headers:
             if name in (b"content-length", b"host", b"content-encoding", b"inference-header-content-length"):
                 raise Rejected(400, f"The header {name.decode('latin-1')} comes twice.")
@@ -240,6 +256,11 @@ class Connection(asyncio.Protocol):
         self.parts.append(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade() and (
+            b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        ):
+            self.offered = self.parser.get_method()  # its body is still to come
+            return
         self.in_message = self.in_body = False
         self.deadline = time.monotonic() + self.bounds.idle_seconds
         exchange = Exchange()
