@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from mlpacker.environments import interpreters, lock, resolve
+from mlpacker.environments import asof, interpreters, lock, resolve
+from mlpacker.environments import index as index_answers
 from mlpacker.environments.lock import Lock, Requirements
 from mlpacker.environments.resolve import RuntimeRequirements
 from mlpacker.environments.uv import Indexes
@@ -205,6 +206,12 @@ def test_an_index_that_tells_no_times_is_pinned_as_of_today_and_said_so(stocked:
     assert any("no upload times" in text for text in told)
 
 
+def test_what_was_first_released_after_mlpacker_itself_is_found(stocked: Index):
+    stocked.upload("2031-01-01", "young", "0.1", "numpy>=1.17")
+    made = locked("young")
+    assert (made.as_of, versions(made)["young"]) == (date(2031, 1, 4), "0.1")
+
+
 def test_wheels_of_a_folder_need_no_upload_time_and_what_they_need_is_of_the_release(
     stocked: Index, tmp_path: Path
 ):
@@ -215,7 +222,7 @@ def test_wheels_of_a_folder_need_no_upload_time_and_what_they_need_is_of_the_rel
         (tmp_path / name).write_bytes(data)
     stocked.upload("2031-01-01", "numpy", "9.0")
     made = locked("ore==0.3", carried=tmp_path)
-    assert made.as_of == resolve.RELEASED
+    assert made.as_of == asof.RELEASED
     assert versions(made) == {"ore": "0.3", "mill": "7", "numpy": "2.0"}
     assert [pin.wheel for pin in made.platforms[HERE].pins if pin.name != "numpy"] == [
         "mill-7-py3-none-any.whl",
@@ -243,7 +250,7 @@ def test_a_machine_set_up_for_pip_is_set_up_for_us(stocked: Index, monkeypatch: 
 
 
 def test_wheels_for_newer_systems_only_are_locked_where_this_one_is_newer(stocked: Index):
-    glibc = resolve.glibc()
+    glibc = index_answers.glibc()
     if glibc < (2, 34):
         pytest.skip("this system's C library is older than the wheel")
     stocked.upload("2024-01-01", "modern", "1.0", tag="cp311-cp311-manylinux_2_34_x86_64")
@@ -254,16 +261,20 @@ def test_an_index_that_stops_answering_is_never_taken_for_a_missing_platform(
     stocked: Index, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
-    compiling = resolve._compile
+    asking = resolve.ask
 
     def stopped(
-        question: resolve.Question, asked: tuple[str, ...], platform: str | None, *rest: Any, **more: Any
+        question: index_answers.Question,
+        asked: tuple[str, ...],
+        platform: str | None,
+        *rest: Any,
+        **more: Any,
     ) -> Any:
         if platform == "arm64-macos":
             monkeypatch.setenv("UV_DEFAULT_INDEX", "http://127.0.0.1:9/simple")
-        return compiling(question, asked, platform, *rest, **more)
+        return asking(question, asked, platform, *rest, **more)
 
-    monkeypatch.setattr(resolve, "_compile", stopped)
+    monkeypatch.setattr(resolve, "ask", stopped)
     wanted = Requirements("3.11", ("trees==1.2",))
     with pytest.raises(EnvironmentFailed, match="Failed to fetch"):
         resolve.resolve(wanted, RuntimeRequirements(), here=HERE, platforms=("arm64-macos",))

@@ -4,10 +4,9 @@ import zipfile
 from datetime import date, datetime, timezone
 from pathlib import Path
 
+from mlpacker.environments.asof import _day_after
+from mlpacker.environments.index import Found, Wheel
 from mlpacker.environments.resolve import (
-    Found,
-    Wheel,
-    _day_after,
     _for_cpu,
     _timely,
     plainly,

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -18,12 +18,12 @@ from typing import Protocol
 import msgspec
 
 from mlpacker.environments import interpreters
+from mlpacker.environments.index import Progress, silent
 from mlpacker.environments.lock import Lock, Pin, pins_for
 from mlpacker.environments.uv import INSTALL_SECONDS, Indexes, uv
 from mlpacker.errors import EnvironmentFailed
 
 _MARKER = ".mlpacker-complete"
-Progress = Callable[[str], None]
 
 
 class RuntimeFile(Protocol):
@@ -42,10 +42,6 @@ class Environment(msgspec.Struct, frozen=True):
     python: Path
     key: str
     folder: Path
-
-
-def silent(text: str) -> None:
-    """Progress that is told to nobody."""
 
 
 def key_of(pins: Iterable[Pin], python: str, platform: str, runtime_sha256: str) -> str:

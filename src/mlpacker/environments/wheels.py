@@ -18,10 +18,11 @@ from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import unquote, urlsplit
 
-from mlpacker.environments.install import Progress, RuntimeFile, silent
+from mlpacker.environments.index import Progress, silent
+from mlpacker.environments.install import RuntimeFile
 from mlpacker.environments.interpreters import Interpreter, canonical
 from mlpacker.environments.lock import Lock, Pin, pinned, pins_for, requirement
-from mlpacker.environments.resolve import has_wheels
+from mlpacker.environments.pythons import has_wheels
 from mlpacker.environments.uv import INSTALL_SECONDS, Indexes
 from mlpacker.errors import EnvironmentFailed
 
