@@ -24,6 +24,7 @@ from .errors import BadDescription, MlpackerError
 from .schema import document
 from .schema.document import Node
 from .schema.kinds import Anything, Choice, Either, Flag, Key, Many, Record, Table, Text, Whole, did_you_mean
+from .schema.reference import page
 
 NAME = r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*"
 VERSION = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
@@ -82,6 +83,12 @@ class Pipeline:
     find_links: tuple[str, ...] = ()
     file: str = field(default="", compare=False)
     lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Names are checked here too, because an argument may replace what the descriptor says."""
+        _checked("name", self.name, PIPELINE_NAME)
+        if self.version is not None:
+            _checked("version", self.version, PIPELINE_VERSION)
 
     def stage(self, name: str) -> StageDescription:
         return next(s for s in self.stages if s.name == name)
@@ -218,6 +225,16 @@ def schema() -> dict[str, Any]:
         "description": "pipeline.yaml: what a pipeline is made of. Unknown keys are errors.",
         **PIPELINE.schema(),
     }
+
+
+def reference() -> str:
+    """The page of the reference on the descriptor, as Markdown."""
+    return page("pipeline.yaml", REFERENCE, PIPELINE)
+
+
+REFERENCE = """\
+What a pipeline is made of. A file may begin with a comment that names the schema, for completion in an editor:
+`# yaml-language-server: $schema=…/pipeline.schema.json`. Paths are relative to the file. Unknown keys are errors."""
 
 
 # ---- reading
@@ -533,25 +550,26 @@ def from_arguments(
         stages.append(dataclasses.replace(made, after=after, code=places, trust=tuple(trust)))
     called = name if name is not None else _called(stages)
     return Pipeline(
-        name=_checked(called, PIPELINE_NAME, "--name"),
+        name=called,
         stages=tuple(stages),
-        version=None if version is None else _checked(version, PIPELINE_VERSION, "--version"),
+        version=version,
         sample=None if sample is None else _argument(sample, folder, "sample"),
         expect=None if expect is None else _argument(expect, folder, "expect"),
         metadata=dict(metadata or {}),
-        python=None if python is None else _checked(python, PYTHON, "--python"),
+        python=None if python is None else _checked("python", python, PYTHON),
         requirements=_once(line for r in requirements for line in requirement_lines(r, folder)),
         index=index,
         find_links=tuple(find_links),
     )
 
 
-def _checked(text: str, kind: Text, option: str) -> str:
-    if re.fullmatch(kind.pattern or ".*", text) and (option != "--name" or len(text) <= MAX_NAME):
+def _checked(what: str, text: str, kind: Text) -> str:
+    if re.fullmatch(kind.pattern or ".*", text) and (what != "name" or len(text) <= MAX_NAME):
         return text
     close = _slug(text, lower=True)
-    step = f"Take {close!r}?" if option == "--name" and close else ""
-    raise BadDescription(f"{option}: {kind.says}, not {text!r}.", step)
+    raise BadDescription(
+        f"{what}: {kind.says}, not {text!r}.", f"Take {close!r}?" if what == "name" and close else ""
+    )
 
 
 def _argument(given: str | Path, folder: Path, what: str) -> Path:
@@ -690,8 +708,9 @@ def check_between(stages: Sequence[manifest.Stage], pipeline: Pipeline | None = 
         if found:
             between = " and ".join(repr(s.name) for s in sources)
             sentence = f"stage {stage.name!r} does not fit after {between}: {found}"
-            at = pipeline.stage(stage.name).at if pipeline is not None else ""
-            raise (pipeline or Pipeline("", ())).wrong(at, sentence)
+            if pipeline is None:
+                raise BadDescription(sentence)
+            raise pipeline.wrong(pipeline.stage(stage.name).at, sentence)
 
 
 def _mismatch(stage: manifest.Stage, sources: Sequence[manifest.Stage]) -> str | None:

@@ -380,3 +380,27 @@ def test_unannotated_functions_get_frames_where_the_file_imports_pandas_else_rec
     assert described["records"].notes == (
         "records.py:f has no annotation: it is given one record at a time, as a dict.",
     )
+
+
+def test_the_documented_functions_do_what_the_page_says(tmp_path: Path) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "functions.md"
+    (tmp_path / "page.py").write_text(
+        page.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    )
+    batch = Batch(
+        {
+            "depth": np.array([1.0, 150.0]),
+            "rock": np.array(["clay", "unknown"], dtype=object),
+            "bolts": np.ma.MaskedArray([2, 0], mask=[False, True]),
+        }
+    )
+    answered = {}
+    for entry in ("drop_deep", "judge", "risk", "Scale"):
+        stage = Stage("s", "function", "page.py", entry=entry, args={"by": 2.0} if entry == "Scale" else {})
+        predictor = function.load(FolderFiles(tmp_path), stage, CODE)
+        answered[entry, predictor.describe().takes] = answers(predictor.predict(batch, None))
+    whole = {"depth": 1.0, "rock": "clay", "bolts": 2}
+    assert answered["drop_deep", "frame"] == [(0, whole)]
+    assert answered["judge", "record"] == [(0, whole)]
+    assert answered["risk", "values"] == [(0, {"risk": 0.5}), (1, {"risk": 150.0})]
+    assert [a["depth"] for _, a in answered["Scale", "frame"]] == [2.0, 300.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def test_arguments_are_a_chain_named_after_its_files(folder: Path) -> None:
         (["forest.onx"], {}, "model: there is no file 'forest.onx'. Did you mean 'forest.onnx'?"),
         (["forest.onnx"], {"sample": "x.csv"}, "sample: there is no file 'x.csv'."),
         (["forest.onnx"], {"name": "My Forest"}, "Take 'my-forest'?"),
-        (["forest.onnx"], {"version": "1.0+local"}, "--version: a version of at most"),
+        (["forest.onnx"], {"version": "1.0+local"}, "version: a version of at most"),
         (["forest.onnx"], {"requirements": ["="]}, "'=' is not a requirement"),
     ],
 )
@@ -247,6 +248,11 @@ def test_wrong_arguments_are_refused(
     with pytest.raises(BadDescription) as caught:
         from_arguments(models, folder=folder, **options)
     assert said in str(caught.value)
+
+
+def test_a_name_that_replaces_the_written_one_is_checked_too(folder: Path) -> None:
+    with pytest.raises(BadDescription, match=r"^name: .*Take 'rock-bolts'\?$"):
+        dataclasses.replace(parse(folder), name="Rock Bolts")
 
 
 # --- What a package keeps --------------------------------------------------------------------------------------------
@@ -279,6 +285,10 @@ EXAMPLES = sorted((ROOT / "examples").glob("*/pipeline.yaml"))
 def test_the_schema_is_one_and_is_the_published_one() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     assert json.loads(PUBLISHED.read_text(encoding="utf-8")) == schema()
+
+
+def test_the_reference_page_is_the_published_one() -> None:
+    assert PUBLISHED.with_name("pipeline.md").read_text(encoding="utf-8") == pipeline.reference()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.parent.name)
