@@ -244,6 +244,309 @@ def catboost_with_labels_in_a_column(folder: Path) -> Case:
     )
 
 
+# --- scikit-learn ----------------------------------------------------------------------------------------------------
+
+
+def sklearn_case(
+    folder: Path, model: Any, inputs: tuple[Field, ...] | None, batch: Batch, rows: Any, *methods: str
+) -> Case:
+    """Saved by joblib; what it answers to the same rows as its own user has them."""
+    joblib = pytest.importorskip("joblib")
+    joblib.dump(model, folder / "model.joblib")
+    answers = {}
+    for method in methods:
+        answer = getattr(model, method)(rows)
+        if isinstance(answer, list):
+            answers |= {f"{method}_{i}": a for i, a in enumerate(answer)}
+        elif hasattr(answer, "iloc"):
+            answers |= {c: answer[c].to_numpy() for c in answer.columns}
+        else:
+            answers[method] = answer.toarray() if hasattr(answer, "toarray") else answer
+    stage = {} if set(methods) & {"predict"} else {"methods": methods}
+    return Case("sklearn", folder, "model.joblib", inputs, batch, answers, tolerance=1e-10, stage=stage)
+
+
+@case_of
+def sklearn_forest_on_a_frame(folder: Path) -> Case:
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(n_estimators=7, n_jobs=2, random_state=0).fit(frame(), LABEL)
+    return sklearn_case(folder, model, COLUMNS, NAMED, frame(SOME), "predict", "predict_proba")
+
+
+@case_of
+def sklearn_by_pickle_protocol_0(folder: Path) -> Case:
+    import pickle
+
+    from sklearn.linear_model import Ridge
+
+    model = Ridge().fit(X, Y)
+    (folder / "model.pkl").write_bytes(pickle.dumps(model, protocol=0))
+    return Case(
+        "sklearn", folder, "model.pkl", MATRIX, PLAIN, {"predict": model.predict(SOME)}, tolerance=1e-10
+    )
+
+
+@case_of
+def sklearn_by_skops(folder: Path) -> Case:
+    skops = pytest.importorskip("skops.io")
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, CLASS)
+    skops.dump(model, folder / "model.skops")
+    answers = {"predict": model.predict(SOME), "predict_proba": model.predict_proba(SOME)}
+    return Case("sklearn", folder, "model.skops", MATRIX, PLAIN, answers, tolerance=1e-10)
+
+
+@case_of
+def sklearn_search_of_an_svc(folder: Path) -> Case:
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import SVC
+
+    search = GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": [1, 10]}, cv=2, n_jobs=1).fit(
+        X, LABEL
+    )
+    return sklearn_case(folder, search, MATRIX, PLAIN, SOME, "predict")
+
+
+def mixed() -> Any:
+    """A frame with nulls as pandas reads them: numbers, labels, a flag, and a column that is dropped."""
+    data = frame().assign(kind=KIND_OF, grade=np.arange(60) % 4, wet=np.arange(60) % 2 == 0, note="n")
+    data.loc[::7, "width"] = np.nan
+    data.loc[3::9, "kind"] = np.nan
+    return data
+
+
+@case_of
+def sklearn_column_transformer(folder: Path) -> Case:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+    data = mixed()
+    columns = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(), StandardScaler()), list(NAMES)),
+            ("labels", make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder()), ["kind"]),
+            ("grade", OrdinalEncoder(), ["grade"]),
+            ("wet", OneHotEncoder(), ["wet"]),
+        ]
+    )
+    model = make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(data, LABEL)
+    fields = (*COLUMNS, Field("kind", "string", nullable=True), Field("grade", "int64"), Field("wet", "bool"))
+    some = data[:9]
+    given = Batch({f.name: some[f.name].to_numpy() for f in fields})
+    kinds = np.array([None if k != k else k for k in some["kind"]], dtype=object)
+    batch = Batch({**given.columns, "kind": kinds})
+    return sklearn_case(folder, model, fields, batch, some, "predict", "predict_proba")
+
+
+@case_of
+def sklearn_nulls_as_a_category(folder: Path) -> Case:
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    data = mixed()[["kind", *NAMES]].fillna(dict.fromkeys(NAMES, 0.0))
+    columns = make_column_transformer((OneHotEncoder(), ["kind"]), remainder="passthrough")
+    model = make_pipeline(columns, RandomForestRegressor(5, random_state=0)).fit(data, Y)
+    kinds = np.array([None if k != k else k for k in data["kind"][:9]], dtype=object)
+    batch = Batch({"kind": kinds, **{n: data[n][:9].to_numpy() for n in NAMES}})
+    return sklearn_case(
+        folder, model, (Field("kind", "string", nullable=True), *COLUMNS), batch, data[:9], "predict"
+    )
+
+
+@case_of
+def sklearn_histogram_boosting_with_categories(folder: Path) -> Case:
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    data = frame(kind=KIND_OF)
+    options = {"max_iter": 5, "min_samples_leaf": 3, "categorical_features": "from_dtype"}
+    model = HistGradientBoostingClassifier(**options).fit(data, LABEL)
+    rows = data[:9].copy()
+    return sklearn_case(folder, model, (*COLUMNS, KIND), WITH_KIND, rows, "predict", "predict_proba")
+
+
+@case_of
+def sklearn_texts(folder: Path) -> Case:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    texts = [f"the {k} is {w}" for k, w in zip(KIND_OF, ["wet", "dry"] * 30, strict=True)]
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, LABEL)
+    batch = Batch({"text": np.array(texts[:9], dtype=object)})
+    return sklearn_case(
+        folder, model, (Field("text", "string"),), batch, texts[:9], "predict", "predict_proba"
+    )
+
+
+@case_of
+def sklearn_records(folder: Path) -> Case:
+    from sklearn.feature_extraction import DictVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    records = [
+        {"kind": k, "width": w} if i % 3 else {"kind": k}
+        for i, (k, w) in enumerate(zip(KIND_OF, X[:, 1], strict=True))
+    ]
+    model = make_pipeline(DictVectorizer(), LogisticRegression()).fit(records, LABEL)
+    widths = np.array([r.get("width", np.nan) for r in records[:9]])
+    fields = (
+        Field("kind", "string", nullable=True, required=False),
+        Field("width", "float64", required=False),
+    )
+    return sklearn_case(
+        folder,
+        model,
+        fields,
+        Batch({"kind": KIND_OF[:9], "width": widths}),
+        records[:9],
+        "predict",
+        "predict_proba",
+    )
+
+
+@case_of
+def sklearn_several_outputs(folder: Path) -> Case:
+    from sklearn.ensemble import RandomForestClassifier
+
+    model = RandomForestClassifier(5, random_state=0).fit(X, np.stack([CLASS, CLASS % 2], axis=1))
+    made = sklearn_case(folder, model, MATRIX, PLAIN, SOME, "predict", "predict_proba")
+    return Case(**{**vars(made), "stage": {"methods": ("predict", "predict_proba")}})
+
+
+@case_of
+def sklearn_outliers(folder: Path) -> Case:
+    from sklearn.ensemble import IsolationForest
+
+    model = IsolationForest(n_estimators=5, random_state=0).fit(X)
+    made = sklearn_case(folder, model, MATRIX, PLAIN, SOME, "predict", "decision_function")
+    return Case(**{**vars(made), "stage": {"methods": ("predict", "decision_function")}})
+
+
+@case_of
+def sklearn_clusters(folder: Path) -> Case:
+    from sklearn.cluster import KMeans
+
+    return sklearn_case(folder, KMeans(3, n_init=1, random_state=0).fit(X), MATRIX, PLAIN, SOME, "predict")
+
+
+@case_of
+def sklearn_scaler(folder: Path) -> Case:
+    from sklearn.preprocessing import StandardScaler
+
+    return sklearn_case(folder, StandardScaler().fit(X), MATRIX, PLAIN, SOME, "transform")
+
+
+@case_of
+def sklearn_sparse_transformer(folder: Path) -> Case:
+    from sklearn.preprocessing import OneHotEncoder
+
+    kinds = KIND_OF.reshape(-1, 1)
+    fields = (Field("input", "string", (-1, 1)),)
+    return sklearn_case(
+        folder, OneHotEncoder().fit(kinds), fields, Batch({"input": kinds[:9]}), kinds[:9], "transform"
+    )
+
+
+@case_of
+def sklearn_frame_out(folder: Path) -> Case:
+    from sklearn.preprocessing import StandardScaler
+
+    model = StandardScaler().set_output(transform="pandas").fit(frame())
+    return sklearn_case(folder, model, COLUMNS, NAMED, frame(SOME), "transform")
+
+
+@case_of
+def sklearn_wrapped_xgboost(folder: Path) -> Case:
+    xgboost = pytest.importorskip("xgboost", minversion="3.1")
+    model = xgboost.XGBClassifier(n_estimators=5, enable_categorical=True).fit(frame(kind=KIND_OF), CLASS)
+    rows = frame(SOME, KIND_OF[:9])
+    return sklearn_case(folder, model, (*COLUMNS, KIND), WITH_KIND, rows, "predict", "predict_proba")
+
+
+@case_of
+def sklearn_wrapped_lightgbm(folder: Path) -> Case:
+    lightgbm = pytest.importorskip("lightgbm")
+    options = {"n_estimators": 5, "min_child_samples": 2, "min_data_per_group": 2, "verbose": -1}
+    model = lightgbm.LGBMClassifier(**options).fit(frame(kind=KIND_OF), LABEL)
+    rows = frame(SOME, KIND_OF[:9])
+    return sklearn_case(folder, model, (*COLUMNS, KIND), WITH_KIND, rows, "predict", "predict_proba")
+
+
+@case_of
+def sklearn_wrapped_catboost(folder: Path) -> Case:
+    catboost = pytest.importorskip("catboost")
+    texts = frame().assign(kind=KIND_OF)
+    options = {"iterations": 5, "verbose": 0, "allow_writing_files": False, "thread_count": 1}
+    model = catboost.CatBoostRegressor(**options, cat_features=["kind"]).fit(texts, Y)
+    return sklearn_case(folder, model, (*COLUMNS, TEXT_KIND), WITH_KIND, texts[:9], "predict")
+
+
+# --- MLflow ----------------------------------------------------------------------------------------------------------
+
+SKLEARN_MLMODEL = """\
+artifact_path: model
+flavors:
+  python_function:
+    env: conda.yaml
+    loader_module: mlflow.sklearn
+    model_path: model.pkl
+    predict_fn: predict
+    python_version: 3.11.7
+  sklearn:
+    code: null
+    pickled_model: model.pkl
+    serialization_format: cloudpickle
+    sklearn_version: 1.5.2
+mlflow_version: 2.9.2
+something_new: 1
+signature:
+  inputs: '[{"type": "double", "name": "length", "required": true}, {"type": "double",
+    "name": "width", "required": true}, {"type": "float", "name": "height", "required":
+    true}, {"type": "long", "name": "weight", "required": true}]'
+  outputs: '[{"type": "tensor", "tensor-spec": {"dtype": "float64", "shape": [-1]}}]'
+  params: null
+"""
+
+
+@case_of
+def mlflow_sklearn(folder: Path) -> Case:
+    import pickle
+
+    from sklearn.linear_model import Ridge
+
+    whole = frame(np.round(X)).astype({"height": "float32", "weight": "int64"})
+    model = Ridge().fit(whole, Y)
+    (folder / "MLmodel").write_text(SKLEARN_MLMODEL)
+    (folder / "model.pkl").write_bytes(pickle.dumps(model))
+    (folder / "requirements.txt").write_text("mlflow==2.9.2\nscikit-learn==1.5.2\n")
+    fields = (*COLUMNS[:2], Field("height", "float32"), Field("weight", "int64"))
+    batch = Batch({n: whole[n][:9].to_numpy() for n in NAMES})
+    return Case("mlflow", folder, ".", fields, batch, {"predict": model.predict(whole[:9])}, tolerance=1e-10)
+
+
+@case_of
+def mlflow_xgboost(folder: Path) -> Case:
+    inner = xgboost_booster_json(folder)
+    (folder / "model.json").rename(folder / "model.xgb")
+    (folder / "MLmodel").write_text(
+        "flavors:\n  python_function:\n    data: model.xgb\n    loader_module: mlflow.xgboost\n"
+        "  xgboost:\n    data: model.xgb\n    xgb_version: 3.0.0\n"
+    )
+    return Case("mlflow", folder, ".", inner.inputs, inner.batch, inner.answers)
+
+
 # --- The suite -------------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,12 @@ class Case:
     def adapter(self) -> Any:
         return formats.get(self.format)
 
+    @property
+    def undescribed(self) -> dict[str, Any]:
+        """What is known of the stage before its model is loaded: what was trusted, and what the file says to `load`."""
+        options = self.adapter.inspect(self.files, self.path, self.trust).options
+        return {"trusted": tuple(sorted(self.trust.names)), "options": options, **self.stage}
+
     def described(self, **changes: Any) -> Stage:
         """The stage a package would hold: its signature is known."""
         inputs = (
@@ -84,13 +90,7 @@ class Case:
             else tuple(field_of(n, c) for n, c in self.batch.columns.items())
         )
         outputs = tuple(field_of(n, a) for n, a in self.answers.items())
-        given = {
-            "inputs": inputs,
-            "outputs": outputs,
-            "trusted": tuple(sorted(self.trust.names)),
-            **self.stage,
-            **changes,
-        }
+        given = {"inputs": inputs, "outputs": outputs, **self.undescribed, **changes}
         return Stage(self.format, self.format, self.path, **given)
 
     def load(self, **changes: Any) -> Predictor:
@@ -195,9 +195,10 @@ class FormatContract:
             "files, path, names = formats.FolderFiles(Path(sys.argv[1])), sys.argv[2], frozenset(sys.argv[4:])\n"
             "before = set(sys.modules)\n"
             "found = formats.find(files, path)\n"
-            "formats.get(found).inspect(files, path, formats.Trust(names, sys.argv[3] == 'True'))\n"
-            "new = {m.partition('.')[0] for m in set(sys.modules) - before}\n"
-            "print(found, *sorted(new - sys.stdlib_module_names - {'numpy', 'mlpacker_runtime', 'yaml', '_yaml'}))\n"
+            "adapter = formats.get(found)\n"
+            "adapter.inspect(files, path, formats.Trust(names, sys.argv[3] == 'True'))\n"
+            "new = {m.partition('.')[0] for m in set(sys.modules) - before if m[0] != '_'}\n"
+            "print(found, *sorted(new - sys.stdlib_module_names - {adapter.__name__.partition('.')[0], 'numpy', 'mlpacker_runtime', 'yaml', '_yaml'}))\n"
         )
         argv = [
             sys.executable,
@@ -209,14 +210,19 @@ class FormatContract:
             *case.trust.names,
         ]
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+            argv,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**os.environ, "PYTHONWARNINGS": "ignore"},
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [case.format]
 
     def test_a_model_describes_itself(self, case: Case) -> None:
         described = case.adapter.load(
-            case.files, Stage("s", case.format, case.path, **_unsigned(case)), case.trust
+            case.files, Stage("s", case.format, case.path, **case.undescribed), case.trust
         ).describe()
         assert described.inputs == case.inputs
         if not case.described().methods:
@@ -230,7 +236,7 @@ class FormatContract:
 
     def test_a_model_answers_before_its_signature_is_written(self, case: Case) -> None:
         predictor = case.adapter.load(
-            case.files, Stage("s", case.format, case.path, **_unsigned(case)), case.trust
+            case.files, Stage("s", case.format, case.path, **case.undescribed), case.trust
         )
         check_equal(predictor.predict(case.batch, None).batch.columns, case.answers)
 
@@ -282,7 +288,3 @@ class FormatContract:
         outcome = opened.predict(stage.name, case.batch, None)
         assert not outcome.errors
         check_equal(outcome.batch.columns, case.answers, case.tolerance)
-
-
-def _unsigned(case: Case) -> dict[str, Any]:
-    return {"trusted": tuple(sorted(case.trust.names)), **case.stage}

@@ -19,7 +19,7 @@ from ..errors import BadInput
 from ..manifest import Stage
 from ..signature import Field
 
-BUILT_IN = ("onnx", "xgboost", "lightgbm", "catboost", "function", "sklearn")
+BUILT_IN = ("onnx", "xgboost", "lightgbm", "catboost", "mlflow", "function", "sklearn")
 """In the order they are asked whether a file is theirs."""
 ENTRY_POINTS = "mlpacker.formats"
 HEAD = 4096

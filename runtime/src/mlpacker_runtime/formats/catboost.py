@@ -15,7 +15,7 @@ from ..batch import Batch, Outcome, as_column, to_frame
 from ..errors import BadInput, EnvironmentFailed
 from ..manifest import Stage
 from ..signature import Field
-from . import Description, Facts, Files, Trust, features, versions
+from . import Description, Facts, Files, Trust, boosters, features, versions
 
 name = "catboost"
 
@@ -67,7 +67,7 @@ class Trees:
         self.stage = stage
         self.threads = int(stage.options.get("threads", 1))
         self.texts = {*model.get_cat_feature_indices(), *model.get_text_feature_indices()}
-        self.inputs = _inputs(model.feature_names_, self.texts)
+        self.inputs = boosters.catboost_fields(model.feature_names_, self.texts)
         self.labels = tuple(np.asarray(model.classes_).tolist())
         self.methods = ("predict", "predict_proba") if hasattr(model, "predict_proba") else ("predict",)
 
@@ -96,13 +96,6 @@ class Trees:
     def _column(self, answer: Any) -> Any:
         answer = np.asarray(answer)
         return as_column(answer[:, 0] if answer.ndim == 2 and answer.shape[1] == 1 else answer)
-
-
-def _inputs(names: list[str], texts: set[int]) -> tuple[Field, ...]:
-    """The model's columns; one without names calls them 0, 1, 2 …"""
-    if not texts and names == [str(i) for i in range(len(names))]:
-        return features.unnamed(len(names))
-    return tuple(Field(n, "string" if i in texts else "float64") for i, n in enumerate(names))
 
 
 def _feature(column: Any, field: Field) -> Any:

@@ -7,7 +7,6 @@ The text does not hold the labels of the classes: a pickled LGBMClassifier does.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -17,14 +16,12 @@ from ..batch import Batch, Outcome
 from ..errors import BadInput, EnvironmentFailed
 from ..manifest import Stage
 from ..signature import Field
-from . import HEAD, Description, Facts, Files, Trust, features, versions
+from . import HEAD, Description, Facts, Files, Trust, boosters, features, versions
 
 name = "lightgbm"
 
 HEADER = re.compile(rb"\Atree\r?\nversion=v(\d+)\r?\n")
 END = re.compile(rb"^end of trees\s*$", re.MULTILINE)
-DEFAULT_NAME = re.compile(r"Column_\d+")
-CATEGORIES = "pandas_categorical:"
 GOMP = "On Debian and Ubuntu: apt-get install libgomp1."
 
 
@@ -55,7 +52,7 @@ def load(files: Files, stage: Stage, trust: Trust) -> Trees:
         booster = lightgbm.Booster(model_str=text)
     except Exception as cause:
         raise BadInput(f"{stage.path} can't be read by LightGBM {lightgbm.__version__}: {cause}.") from cause
-    return Trees(booster, _inputs(booster.feature_name(), text), stage)
+    return Trees(booster, boosters.lightgbm_fields(booster.feature_name(), text), stage)
 
 
 def _library() -> Any:
@@ -99,37 +96,3 @@ class Trees:
         values = features.matrix(batch, self.stage.inputs, self.inputs, strict=False)
         answer = self.booster.predict(values, num_threads=self.threads)
         return Outcome(Batch({"predict": np.asarray(answer)}, batch.rows))
-
-
-def _inputs(names: list[str], text: str) -> tuple[Field, ...]:
-    """The model's columns. LightGBM writes `_` for a blank in a name, and what a name was is lost."""
-    labels = _categories(text)
-    if all(map(DEFAULT_NAME.fullmatch, names)) and not labels:
-        return features.unnamed(len(names))
-    return tuple(
-        Field(n, "category", nullable=True, categories=labels[i]) if i in labels else Field(n, "float64")
-        for i, n in enumerate(names)
-    )
-
-
-def _categories(text: str) -> dict[int, tuple[Any, ...]]:
-    """Labels of the columns that were pandas categories in training, by position."""
-    start = text.rfind(f"\n{CATEGORIES}")
-    if start < 0:
-        return {}
-    try:
-        labels = json.loads(text[start + 1 + len(CATEGORIES) :].splitlines()[0])
-    except (ValueError, IndexError, RecursionError):
-        return {}
-    at = _categorical_columns(text)
-    return {i: tuple(v) for i, v in zip(at, labels, strict=True)} if labels and len(at) == len(labels) else {}
-
-
-def _categorical_columns(text: str) -> list[int]:
-    """Positions of the categorical columns, from the parameters or, without them, the ranges seen in training."""
-    given = re.search(r"^\[categorical_feature: ([\d,]+)\]$", text, re.MULTILINE)
-    if given:
-        return sorted(int(n) for n in given[1].split(","))
-    infos = re.search(r"^feature_infos=(.*)$", text, re.MULTILINE)
-    seen = infos[1].split(" ") if infos else []
-    return [i for i, info in enumerate(seen) if info != "none" and not info.startswith("[")]

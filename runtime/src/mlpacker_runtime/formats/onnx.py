@@ -203,7 +203,7 @@ def _location(data: bytes, start: int, end: int) -> Iterator[str]:
 
 
 def _beside(files: Files, path: str, location: str) -> str:
-    """The path of a file that holds tensors. Raises BadInput where it is not inside the model's own folder."""
+    """The path of a file that holds tensors. Raises BadInput for one outside the model's own folder."""
     relative = PurePosixPath(location)
     if (
         not location
@@ -213,25 +213,27 @@ def _beside(files: Files, path: str, location: str) -> str:
         or "\0" in location
     ):
         raise BadInput(f"{path} keeps tensors in {location!r}, outside its own folder.")
-    folder = PurePosixPath(path).parent
-    wanted = (folder / relative).as_posix()
-    if wanted not in files.paths:
-        raise BadInput(
-            f"{path} keeps tensors in {location!r}, which does not lie beside it.",
-            "Put the file there, or save the model in one: onnx.save(model, path, save_as_external_data=False).",
-        )
-    root = files.file(folder.as_posix()).resolve()
-    if root not in files.file(wanted).resolve().parents:
-        raise BadInput(f"{path} keeps tensors in {location!r}, a link that leaves its own folder.")
-    return wanted
+    return (PurePosixPath(path).parent / relative).as_posix()
 
 
 def load(files: Files, stage: Stage, trust: Trust) -> Graph:
     facts = inspect(files, stage.path, trust)
     for path in facts.beside:
-        files.file(path)  # verified before ONNX Runtime reads it
+        _check_present(files, stage.path, path)
     source = str(files.file(stage.path)) if facts.beside else files.read(stage.path)
     return Graph(_session(source, stage), stage)
+
+
+def _check_present(files: Files, path: str, beside: str) -> None:
+    """Have the file verified before ONNX Runtime reads it. Raises BadInput where it is missing or leads elsewhere."""
+    if beside not in files.paths:
+        raise BadInput(
+            f"{path} keeps tensors in {beside!r}, which is not there.",
+            "Put the file there, or save the model in one: onnx.save(model, path, save_as_external_data=False).",
+        )
+    root = files.file(PurePosixPath(path).parent.as_posix()).resolve()
+    if root not in files.file(beside).resolve().parents:
+        raise BadInput(f"{path} keeps tensors in {beside!r}, a link that leaves its own folder.")
 
 
 def _session(source: str | bytes, stage: Stage) -> Any:
@@ -289,7 +291,8 @@ class Graph:
 
     def _feed(self, batch: Batch) -> dict[str, Any]:
         fields = self.stage.inputs or self.inputs
-        if len(self.nodes) == 1 and fields[0].name not in batch:
+        if len(self.nodes) == 1 and (len(fields) > 1 or fields[0].name not in batch):
+            batch = features.arranged(batch, fields)  # plain columns side by side make the one tensor
             values = features.numbers(batch) if self.inputs[0].numeric else _strings(batch)
             return {self.nodes[0].name: _tensor(values, self.nodes[0], self.inputs[0])}
         batch = features.arranged(batch, fields)

@@ -7,7 +7,6 @@ and probabilities; a bare booster answers with what `Booster.predict` gives.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import struct
@@ -18,8 +17,7 @@ import numpy as np
 from ..batch import Batch, Outcome
 from ..errors import BadInput, EnvironmentFailed
 from ..manifest import Stage
-from ..signature import Field
-from . import Description, Facts, Files, Trust, features, versions
+from . import Description, Facts, Files, Trust, boosters, features, versions
 
 name = "xgboost"
 
@@ -174,7 +172,7 @@ class Trees:
     def __init__(self, booster: Any, stage: Stage, best: bool) -> None:
         self.booster = booster
         self.stage = stage
-        self.inputs = _inputs(booster)
+        self.inputs = boosters.xgboost_fields(booster)
         self.trees = json.loads(booster.save_config())["learner"]["gradient_booster"]["name"] != "gblinear"
         self.range = (
             (0, int(booster.attr("best_iteration")) + 1)
@@ -205,7 +203,7 @@ class Wrapped:
     def __init__(self, model: Any, booster: Any, data: bytes, stage: Stage) -> None:
         self.model = model
         self.stage = stage
-        self.inputs = _inputs(booster)
+        self.inputs = boosters.xgboost_fields(booster)
         self.model.load_model(bytearray(data))
         self.model.set_params(n_jobs=int(stage.options.get("threads", 1)))
         self.model.get_booster().set_param({"nthread": int(stage.options.get("threads", 1))})
@@ -223,40 +221,3 @@ class Wrapped:
             if want is None or m in want
         }
         return Outcome(Batch(answers, batch.rows))
-
-
-def _inputs(booster: Any) -> tuple[Field, ...]:
-    """The model's columns. Integers are asked for as floats: XGBoost computes in floats, and a null is a NaN."""
-    names, types = booster.feature_names, booster.feature_types or []
-    if not names:
-        return features.unnamed(booster.num_features())
-    labels = _categories(booster) if "c" in types else {}
-    return tuple(
-        _field(n, t, labels.get(i))
-        for i, (n, t) in enumerate(zip(names, types or ["float"] * len(names), strict=True))
-    )
-
-
-def _field(name: str, kind: str, labels: tuple[Any, ...] | None) -> Field:
-    if kind == "c":
-        return (
-            Field(name, "category", nullable=True, categories=labels)
-            if labels
-            else Field(name, "int64", nullable=True)
-        )
-    return Field(name, "bool" if kind == "i" else "float64")
-
-
-def _categories(booster: Any) -> dict[int, tuple[Any, ...]]:
-    """The labels of categorical columns by position; models before XGBoost 3.1 hold none and take their codes."""
-    model = json.loads(booster.save_raw("json"))["learner"]["gradient_booster"].get("model", {})
-    encoders = model.get("cats", {}).get("enc", [])
-    return {i: tuple(_labels(e)) for i, e in enumerate(encoders) if e.get("values")}
-
-
-def _labels(encoder: dict[str, Any]) -> list[Any]:
-    """Strings lie end to end as UTF-8 bytes between offsets, numbers as they are."""
-    if "offsets" not in encoder:
-        return list(encoder["values"])
-    raw, at = bytes(b & 0xFF for b in encoder["values"]), encoder["offsets"]
-    return [raw[a:b].decode("utf-8", "replace") for a, b in itertools.pairwise(at)]
