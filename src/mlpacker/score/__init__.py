@@ -47,6 +47,7 @@ class Job:
     whole: bool = False
     """Rows depend on their neighbours: the file is one request."""
     restart: bool = False
+    chunk_rows: int = CHUNK_ROWS
 
     @property
     def rejected(self) -> Path:
@@ -81,7 +82,7 @@ class Checkpoint:
 
 def score(job: Job, package: Answering, events: Events) -> Counts:
     """Raises BadInput for a file that can't be read, BadDescription where the output is another run's or in the way."""
-    source = sources.open_source(job.input, None if job.whole else CHUNK_ROWS)
+    source = sources.open_source(job.input, None if job.whole else job.chunk_rows)
     began = _begin(job, source)
     reader = Reader(job.inputs)
     counts = began.counts
