@@ -170,7 +170,6 @@ class Mlpacker:
 
     def _record(self, packed: packing.Packed, move: bool) -> str:
         """Into the store, with what hangs on it; accepted here, because it was packed here."""
-        from . import tables
         from .package.packing import golden_document, proof_document
         from .stores import packages, referrers
 

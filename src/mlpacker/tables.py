@@ -177,7 +177,7 @@ def fit(batch: Batch, fields: tuple[Field, ...], what: str) -> Batch:
     names = [f.name for f in fields]
     if all(n in batch for n in names):
         chosen = batch.select(names)
-    elif len(batch.names) == 1 and (width := _width(batch.columns[batch.names[0]])) == len(fields) and len(fields) > 1:
+    elif len(batch.names) == 1 and _width(batch.columns[batch.names[0]]) == len(fields) and len(fields) > 1:
         tensor = batch.columns[batch.names[0]]
         chosen = Batch({n: tensor[:, i] for i, n in enumerate(names)}, batch.rows)
     elif len(fields) == 1:

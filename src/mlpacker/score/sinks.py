@@ -9,7 +9,6 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np

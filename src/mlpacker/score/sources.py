@@ -170,7 +170,7 @@ def from_text(values: Sequence[str], field: Field | None) -> Any:
         if numbers is not None:
             return numbers
     if field is None or field.dtype in ("string", "category", "object"):
-        return [v if v else None for v in values]
+        return [v or None for v in values]
     if field.dtype == "bool":
         return [_TRUTH.get(v.lower(), v) if v not in NULLS else None for v in values]
     if field.numeric:
