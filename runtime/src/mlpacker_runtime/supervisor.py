@@ -316,6 +316,9 @@ class Supervisor:
             process.popen.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + self.options.timeout + GRACE_SECONDS
         codes = [self._await_end(process, deadline) for process in running]
+        codes = [
+            c for c, process in zip(codes, running, strict=True) if process.ready
+        ]  # others had nothing to finish
         self._kill()
         self.log("stopped")
         return 0 if all(c == 0 for c in codes) else 1
