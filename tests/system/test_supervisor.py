@@ -180,7 +180,12 @@ def test_what_is_in_flight_is_answered_before_it_ends(serve: Callable[..., Serve
 
 def test_what_does_not_finish_in_time_is_left(serve: Callable[..., Server]) -> None:
     server = serve("--timeout", "0.5").ready()
-    asking = threading.Thread(target=lambda: pytest.raises(OSError, server.ask, "/predict", {"x": 1020}))
+
+    def ask() -> None:
+        with pytest.raises(OSError):
+            server.ask("/predict", {"x": 1020})
+
+    asking = threading.Thread(target=ask)
     asking.start()
     time.sleep(0.4)
     began = time.monotonic()
