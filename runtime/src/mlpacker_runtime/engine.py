@@ -73,9 +73,14 @@ def run_stage(stage: Stage, runner: Runner, batch: Batch, want: frozenset[str] |
     try:
         return runner.predict(batch, want)
     except Exception as cause:  # noqa: BLE001  a stage may raise anything, and must not take other rows with it
-        if stage.stateful or stage.batch == "request" or len(batch) <= 1:
+        if stage.stateful or stage.batch == "request" or len(batch) <= 1 or _is_of_all(cause):
             return failed(stage, batch, cause)
         return _bisect(stage, runner, batch, want, cause)
+
+
+def _is_of_all(cause: Exception) -> bool:
+    """Whether no half of the batch would fare better: a function that lost its rows' identity would answer halves otherwise."""
+    return isinstance(cause, MlpackerError) and cause.facts.get("identity") == "lost"
 
 
 def _answer_nothing(stage: Stage, batch: Batch, want: frozenset[str] | None) -> Outcome:
