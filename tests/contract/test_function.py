@@ -223,6 +223,34 @@ def test_a_frame_whose_rows_nobody_can_know_is_refused(load: Load) -> None:
     assert "reset_index" in caught.value.next_step
 
 
+def test_rows_under_a_new_index_are_taken_in_order_unless_they_were_sorted(load: Load) -> None:
+    outcome = load("look_up").predict(READINGS, None)
+    assert outcome.batch.rows.tolist() == READINGS.rows.tolist()
+    assert outcome.batch["hardness"].tolist()[:2] == [1.0, 3.0]
+    sorted_ = load("deepest_first_and_renumber")
+    for _ in range(2):
+        with pytest.raises(BadInput, match="in another order and under a new index") as caught:
+            sorted_.predict(READINGS, None)
+        assert caught.value.facts["identity"] == "lost"
+
+
+def test_rows_that_can_not_be_known_fail_whole_and_are_not_tried_in_halves(load: Load) -> None:
+    stage = Stage("toy", "function", "toys.py", outputs=FIELDS)
+    outcome = run_stage(stage, load("drop_below_mean_and_renumber"), READINGS, None)
+    assert sorted(outcome.errors) == sorted(READINGS.rows.tolist())
+
+
+def test_how_a_function_numbers_its_rows_is_found_out_once(load: Load) -> None:
+    calls: list[int] = []
+    predictor = load("look_up", outputs=(*FIELDS, Field("hardness", "float64")))
+    [call] = predictor.calls.values()
+    function_ = call.function
+    call.function = lambda frame: (calls.append(len(frame)), function_(frame))[1]
+    predictor.predict(READINGS, None)
+    predictor.predict(READINGS, None)
+    assert calls == [4, 4, 1, 1, 1, 1, 4]
+
+
 def test_a_function_may_write_into_its_frame_and_nobody_else_sees_it(load: Load) -> None:
     matrix = np.column_stack([DEPTH, STRESS])
     matrix.flags.writeable = False  # as it comes from a request's bytes

@@ -33,6 +33,9 @@ from .signature import Field, field_of
 METHODS = ("predict", "predict_proba")
 ELSEWHERE = 1 << 40
 """Where the index begins when it is tried whether a function keeps it."""
+FEW = 256
+"""How many rows are asked one by one, once, to see whether a function that renumbers keeps their order."""
+KEEP_THE_INDEX = "Keep the index (leave out reset_index), or return a row for each that came in, in order."
 Ask = Callable[[Batch, int, Callable[..., Any]], Any]
 """Hand a batch, under an index that counts from a number, to a function, and give its answer."""
 Answers = list[tuple[int, list[dict[str, Any]]]]
@@ -195,8 +198,10 @@ class Call:
         self.takes = _as_told(takes_of(function, label, frames), stage.takes, label)
         self.gives: Gives = gives_of(function)
         self.fields = () if several else _promised(self.outputs() or (), stage.outputs)
-        self.stateful = stage.stateful or stage.batch == "request" or hasattr(function, "__self__")
-        self.keeps_index = False
+        self.plain = _is_function(function) and not hasattr(function, "__self__")
+        self.stateful = stage.stateful or stage.batch == "request" or not self.plain
+        self.keeps_index: bool | None = None
+        self.in_order: bool | None = None
         self.seen: dict[str, Field] = {}
         self._answers = {
             "record": self._by_row,
@@ -399,56 +404,57 @@ class Call:
             return np.zeros(count, dtype=np.int64)
         index = _whole_index(result, 0, given)
         in_order = np.arange(given)
-        if index is None or np.array_equal(index, in_order):
-            return in_order if count == given else None
-        if self._keeps_index(ask, batch):
+        if index is not None and not np.array_equal(index, in_order) and self._keeps_index(ask, batch):
             return index
-        return in_order if count == given else None
+        if count != given:
+            return None
+        if self.in_order is None and given <= FEW:
+            self.in_order = self._is_in_order(result, ask, batch)
+        if self.in_order is False:
+            raise BadInput(
+                f"{self.label} returned its rows in another order and under a new index, so which rows these are can't be known.",
+                KEEP_THE_INDEX,
+                identity="lost",
+            )
+        return in_order
 
     def _keeps_index(self, ask: Ask, batch: Batch) -> bool:
         """Whether an index in its answer is ours: an index that begins elsewhere must come back so. Found out once."""
-        if not self.keeps_index:
+        if self.keeps_index is None:
             try:
-                result = ask(batch, ELSEWHERE, self._copy())
+                result = ask(batch, ELSEWHERE, self.function if self.plain else copy.deepcopy(self.function))
+                places = _whole_index(result, ELSEWHERE, len(batch)) if hasattr(result, "iloc") else None
             except Exception:  # noqa: BLE001  a function may raise anything
-                return False
-            self.keeps_index = (
-                hasattr(result, "iloc") and _whole_index(result, ELSEWHERE, len(batch)) is not None
-            )
+                places = None
+            self.keeps_index = places is not None
         return self.keeps_index
 
-    def _copy(self) -> Callable[..., Any]:
-        """The function, or that of a copy of its object, so that asking once more leaves no trace."""
-        return (
-            self.function
-            if _is_function(self.function) and not hasattr(self.function, "__self__")
-            else copy.deepcopy(self.function)
-        )
+    def _is_in_order(self, result: Any, ask: Ask, batch: Batch) -> bool:
+        """Whether rows under a new index are those that went in, in order; sorted ones are nobody's. Found out once."""
+        if self.stateful or self._keeps_index(ask, batch):
+            return True
+        alone, whole = self._alone(ask, batch), self._from_pandas(result, np.arange(len(result)))
+        return alone is None or _same_values(whole, alone) or _sorted_values(whole) != _sorted_values(alone)
 
     def _recovered(self, result: Any, ask: Ask, batch: Batch) -> np.ndarray:
         """The places of the rows that came back without ours, from asking for each row alone. Raises BadInput."""
-        lost = BadInput(
-            f"{self.label} returned {len(result)} rows for {len(batch)} under a new index, so which rows these are can't be known.",
-            "Keep the index (leave out reset_index), or return a row for each that came in.",
-            identity="lost",
-        )
-        if self.stateful:
-            raise lost
-        try:
-            alone = [ask(batch.take(slice(i, i + 1)), 0, self._call) for i in range(len(batch))]
-            counts = [len(a) for a in alone]
-            together = concat(
-                [
-                    self._from_pandas(a, np.full(n, i))
-                    for i, (a, n) in enumerate(zip(alone, counts, strict=True))
-                    if n
-                ]
+        alone = None if self.stateful else self._alone(ask, batch)
+        if alone is None or not _same_values(self._from_pandas(result, np.arange(len(result))), alone):
+            raise BadInput(
+                f"{self.label} returned {len(result)} rows for {len(batch)} under a new index, so which rows these are can't be known.",
+                KEEP_THE_INDEX,
+                identity="lost",
             )
-        except Exception as cause:
-            raise lost from cause
-        if not _same_values(self._from_pandas(result, np.arange(len(result))), together):
-            raise lost
-        return together.rows
+        return alone.rows
+
+    def _alone(self, ask: Ask, batch: Batch) -> Batch | None:
+        """What each row gives when it is asked alone, under its place; None where one can't be."""
+        try:
+            results = [ask(batch.take(slice(i, i + 1)), 0, self._call) for i in range(len(batch))]
+            parts = [self._from_pandas(r, np.full(len(r), i)) for i, r in enumerate(results)]
+            return concat([p for p in parts if len(p)])
+        except Exception:  # noqa: BLE001  as above
+            return None
 
     def _from_pandas(self, result: Any, rows: np.ndarray) -> Batch:
         if result.ndim == 1:
@@ -596,6 +602,14 @@ def _same_values(a: Batch, b: Batch) -> bool:
     if a.names != b.names or len(a) != len(b):
         return False
     return all(_same_column(a.columns[n], b.columns[n]) for n in a.names)
+
+
+def _sorted_values(batch: Batch) -> list[str]:
+    """The rows in an order of their own, floats to nine digits: enough to know them again."""
+    records = [
+        [f"{v:.9g}" if isinstance(v, float) else repr(v) for v in r.values()] for r in to_records(batch)
+    ]
+    return sorted(map(repr, records))
 
 
 def _same_column(a: Any, b: Any) -> bool:

@@ -98,6 +98,20 @@ def deepest_first(readings: pd.DataFrame) -> pd.DataFrame:
     return readings.sort_values("depth", ascending=False)
 
 
+def deepest_first_and_renumber(readings: pd.DataFrame) -> pd.DataFrame:
+    """Nobody can tell which rows these are, though there are as many."""
+    return readings.sort_values("depth", ascending=False).reset_index(drop=True)
+
+
+def look_up(readings: pd.DataFrame) -> pd.DataFrame:
+    """`merge` makes a new index."""
+    import pandas as pd
+
+    return readings.merge(
+        pd.DataFrame({"rock": ["clay", "slate"], "hardness": [1, 3]}), on="rock", how="left"
+    )
+
+
 def expand(readings: pd.DataFrame) -> pd.DataFrame:
     return readings.loc[readings.index.repeat(2)]
 
