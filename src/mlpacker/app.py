@@ -1,9 +1,9 @@
 """The SDK: one verb per use case. The command line is a thin front over it.
 
-    import mlpacker
-    packed = mlpacker.pack("model.joblib", name="iris")
-    with mlpacker.open("iris") as iris:
-        iris.predict(frame)
+import mlpacker
+packed = mlpacker.pack("model.joblib", name="iris")
+with mlpacker.open("iris") as iris:
+    iris.predict(frame)
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ class Info:
 def default_home(environ: Mapping[str, str] = os.environ) -> Path:
     """MLPACKER_HOME, else the platform's data folder."""
     named = environ.get("MLPACKER_HOME")
-    return Path(named).expanduser() if named else Path(platformdirs.user_data_dir("mlpacker", appauthor=False))
+    return (
+        Path(named).expanduser() if named else Path(platformdirs.user_data_dir("mlpacker", appauthor=False))
+    )
 
 
 class Mlpacker:
@@ -245,7 +247,8 @@ class Mlpacker:
 
         manifest = manifests.decode(packages.read_file(self.store, digest, manifests.PATH))
         return {
-            n: lock.decode(packages.read_file(self.store, digest, e.lock)) for n, e in manifest.environments.items()
+            n: lock.decode(packages.read_file(self.store, digest, e.lock))
+            for n, e in manifest.environments.items()
         }
 
     def verify(self, ref: str) -> dict[str, Any]:
@@ -308,7 +311,9 @@ class Mlpacker:
         """The package as a verified folder, for the runtime to read."""
         from .stores import materialise
 
-        return materialise.materialise(self.store, digest, self.home / "packages", progress=self.events.progress)
+        return materialise.materialise(
+            self.store, digest, self.home / "packages", progress=self.events.progress
+        )
 
     def gc(self, *, dry_run: bool = False) -> dict[str, int]:
         """Delete what no package needs: bytes, unpacked folders and environments. Counts, and bytes freed."""
@@ -357,16 +362,16 @@ class Mlpacker:
             for name, lock in self.locks(digest).items():
                 place = Path(folder) / name
                 runtime = runtime_wheel(self.home / "cache")
-                for wheel in wheels.download_wheels(lock, platform, place, runtime, progress=self.events.note):
+                for wheel in wheels.download_wheels(
+                    lock, platform, place, runtime, progress=self.events.note
+                ):
                     files[wheel.name] = wheel
             referrers.attach_files(
                 self.store, digest, WHEELS, files, {PLATFORM: platform}, progress=self.events.progress
             )
         return digest
 
-    def save(
-        self, ref: str, out: Path | str, *, with_env: bool = False, platform: str | None = None
-    ) -> Path:
+    def save(self, ref: str, out: Path | str, *, with_env: bool = False, platform: str | None = None) -> Path:
         """Write a package, and what hangs on it, to one tar file. with_env: carry the environment's wheels for `platform`."""
         from .stores import archive
 
@@ -391,7 +396,9 @@ class Mlpacker:
         self.events.step(f"Pushing to {remote}")
         with self._registry(remote, push=True, plain_http=plain_http) as registry:
             left = () if with_env else (WHEELS,)
-            return transfer.push(self.store, digest, registry, without=left, progress=self.events.progress).place
+            return transfer.push(
+                self.store, digest, registry, without=left, progress=self.events.progress
+            ).place
 
     def pull(self, remote: str, *, plain_http: bool = False, move: bool = False) -> Info:
         """Fetch a package from a registry; every byte is verified before it has a name here."""
@@ -473,7 +480,9 @@ def _check_outputs(info: Info, want: frozenset[str] | None) -> None:
     known = {f.name for f in info.manifest.outputs}
     unknown = sorted((want or frozenset()) - known)
     if unknown:
-        raise BadDescription(f"{info.name} has no output {unknown[0]!r}.", f"It has {', '.join(sorted(known))}.")
+        raise BadDescription(
+            f"{info.name} has no output {unknown[0]!r}.", f"It has {', '.join(sorted(known))}."
+        )
 
 
 def _flags(served: Mapping[str, Any]) -> list[str]:
@@ -556,7 +565,11 @@ class Opened:
         outcome = self.run(batch)
         if outcome.errors and not partial:
             row, said = min(outcome.errors.items())
-            raise ModelFailed(f"Row {row}: {said}", "Give partial=True to leave failing rows out.", rows=dict(outcome.errors))
+            raise ModelFailed(
+                f"Row {row}: {said}",
+                "Give partial=True to leave failing rows out.",
+                rows=dict(outcome.errors),
+            )
         return tables.to_python(outcome.batch, rows)
 
     def close(self) -> None:

@@ -34,10 +34,19 @@ def read(path: Path, limit: int | None = None) -> Batch:
         raise BadInput(f"There is no file {path}.")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise BadInput(f"{path.name} has no ending that says what it holds.", f"Known are {', '.join(ENDINGS)}.")
+        raise BadInput(
+            f"{path.name} has no ending that says what it holds.", f"Known are {', '.join(ENDINGS)}."
+        )
     try:
         batch = reader(path)
-    except (pyarrow.ArrowException, ValueError, KeyError, EOFError, RecursionError, UnicodeDecodeError) as cause:
+    except (
+        pyarrow.ArrowException,
+        ValueError,
+        KeyError,
+        EOFError,
+        RecursionError,
+        UnicodeDecodeError,
+    ) as cause:
         raise BadInput(f"{path.name} can't be read: {cause}.") from cause
     return batch if limit is None or len(batch) <= limit else batch.take(slice(0, limit))
 
@@ -80,7 +89,10 @@ _READERS = {
 
 
 def from_arrow(table: pyarrow.Table) -> Batch:
-    return Batch({str(n): _column(table.column(i)) for i, n in enumerate(table.column_names)}, np.arange(table.num_rows))
+    return Batch(
+        {str(n): _column(table.column(i)) for i, n in enumerate(table.column_names)},
+        np.arange(table.num_rows),
+    )
 
 
 def _column(values: pyarrow.ChunkedArray) -> Any:
@@ -108,7 +120,11 @@ def from_json(value: Any) -> Batch:
         return from_rows(value)
     if not isinstance(value, dict):
         raise BadInput("A JSON sample is a list of rows or an object of columns.")
-    for key, reader in (("dataframe_split", _split), ("dataframe_records", from_rows), ("instances", from_rows)):
+    for key, reader in (
+        ("dataframe_split", _split),
+        ("dataframe_records", from_rows),
+        ("instances", from_rows),
+    ):
         if key in value:
             return reader(value[key])
     value = value.get("inputs", value)
@@ -207,7 +223,9 @@ def _as_one(batch: Batch, field: Field, what: str) -> Batch:
         numbers = [batch.columns[n] for n in batch.names]
         if any(c.dtype.kind not in "biuf" for c in numbers):
             text = next(n for n, c in zip(batch.names, numbers, strict=True) if c.dtype.kind not in "biuf")
-            raise BadInput(f"{what}: the column {text!r} is not numeric, and the model takes one numeric array.")
+            raise BadInput(
+                f"{what}: the column {text!r} is not numeric, and the model takes one numeric array."
+            )
         column = np.column_stack(numbers)
     if len(field.shape) == 2 and field.shape[1] not in (-1, _width(column)):
         raise BadInput(f"{what} is {_width(column)} columns wide; the model takes {field.shape[1]}.")
@@ -223,7 +241,9 @@ def cast(column: Any, field: Field, what: str) -> Any:
             column = np.array([np.nan if v is None else v for v in column.ravel()]).reshape(column.shape)
         return column if isinstance(column, np.ma.MaskedArray) else column.astype(field.numpy)
     except (ValueError, TypeError) as cause:
-        raise BadInput(f"{what}: the column {field.name!r} is {field.dtype}, and not all its values are: {cause}.") from cause
+        raise BadInput(
+            f"{what}: the column {field.name!r} is {field.dtype}, and not all its values are: {cause}."
+        ) from cause
 
 
 def from_python(rows: Any) -> Batch:
@@ -231,7 +251,9 @@ def from_python(rows: Any) -> Batch:
     if hasattr(rows, "iloc") and hasattr(rows, "columns"):
         return Batch({str(c): as_column(rows[c]) for c in rows.columns}, np.arange(len(rows)))
     if isinstance(rows, Mapping):
-        return Batch({str(k): as_column(v) if hasattr(v, "dtype") else _values(list(v)) for k, v in rows.items()})
+        return Batch(
+            {str(k): as_column(v) if hasattr(v, "dtype") else _values(list(v)) for k, v in rows.items()}
+        )
     if isinstance(rows, (list, tuple)):
         return from_rows(rows)
     return Batch({UNNAMED: as_column(rows)})
@@ -240,8 +262,14 @@ def from_python(rows: Any) -> Batch:
 def to_python(answer: Batch, asked: Any) -> Any:
     """Answers in the shape of the question: a DataFrame for a DataFrame, else a dict of arrays."""
     if not (hasattr(asked, "iloc") and hasattr(asked, "columns")):
-        whole = np.array_equal(answer.rows, np.arange(len(asked) if hasattr(asked, "__len__") else len(answer)))
-        return dict(answer.columns) if whole or isinstance(asked, Mapping) else {**answer.columns, "row": answer.rows}
+        whole = np.array_equal(
+            answer.rows, np.arange(len(asked) if hasattr(asked, "__len__") else len(answer))
+        )
+        return (
+            dict(answer.columns)
+            if whole or isinstance(asked, Mapping)
+            else {**answer.columns, "row": answer.rows}
+        )
     frame = type(asked)({n: list(c) if len(c.shape) > 1 else c for n, c in answer.columns.items()})
     frame.index = asked.index[answer.rows]
     return frame

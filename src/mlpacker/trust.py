@@ -20,7 +20,12 @@ def accept(home: Path, digest: str, how: str) -> None:
     if place.exists():
         return
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    said = {"digest": digest, "how": how, "who": _who(), "when": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    said = {
+        "digest": digest,
+        "how": how,
+        "who": _who(),
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
     draft = place.with_suffix(f".{os.getpid()}")
     draft.write_text(json.dumps(said) + "\n")
     draft.replace(place)

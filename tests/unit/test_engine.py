@@ -93,7 +93,10 @@ def test_a_stage_that_must_not_be_halved_fails_whole(why):
 def test_a_failed_row_does_not_reach_the_next_stage():
     seen = []
     outcome = run(
-        [stage("a"), stage("b", "a")], [0, 1, 2], a=fail_on(1), b=Toy(lambda x, rows: (seen.extend(x) or x, rows))
+        [stage("a"), stage("b", "a")],
+        [0, 1, 2],
+        a=fail_on(1),
+        b=Toy(lambda x, rows: (seen.extend(x) or x, rows)),
     )
     assert seen == [0, 2]
     assert list(outcome.errors) == [1]

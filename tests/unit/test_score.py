@@ -58,7 +58,10 @@ def job(source: Path, output: Path) -> Job:
 
 def expected(count: int = ROWS) -> list[tuple[int, float]]:
     return [
-        (i, a + b) for i, (a, b) in enumerate(rows(count)) if b not in (5, 7) for _ in range(2 if b == 9 else 1)
+        (i, a + b)
+        for i, (a, b) in enumerate(rows(count))
+        if b not in (5, 7)
+        for _ in range(2 if b == 9 else 1)
     ]
 
 
@@ -99,7 +102,10 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_row(
         np.testing.assert_array_equal(np.load(cut)["wide"], np.load(whole)["wide"])
     rejected = [p.with_name(p.name + ".rejected.jsonl").read_bytes() for p in (cut, whole)]
     assert rejected[0] == rejected[1]
-    assert sorted(p.name for p in tmp_path.iterdir() if "checkpoint" in p.name or "part" in p.name.split(".")) == []
+    assert (
+        sorted(p.name for p in tmp_path.iterdir() if "checkpoint" in p.name or "part" in p.name.split("."))
+        == []
+    )
 
 
 def test_what_was_written_after_the_checkpoint_is_cut_away(tmp_path: Path) -> None:
@@ -137,7 +143,8 @@ def test_bad_lines_of_a_csv_are_rejected_with_their_reasons(tmp_path: Path) -> N
     rejected = [json.loads(line) for line in (tmp_path / "out.csv.rejected.jsonl").read_text().splitlines()]
     reasons = {r["row"]: r["reason"] for r in rejected}
     assert "1 values" in reasons[1]
-    assert "'a'" in reasons[2] and "'x'" in reasons[2]
+    assert "'a'" in reasons[2]
+    assert "'x'" in reasons[2]
     assert "'b'" in reasons[3]
     assert "3 values" in reasons[5]
     assert sorted(reasons) == [1, 2, 3, 5]
@@ -164,7 +171,13 @@ def test_parquet_and_numpy_give_the_same_answers_as_csv(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "data"),
-    [("a.csv", b""), ("a.parquet", b"PAR1 no"), ("a.npy", b"\x93NUMPY no"), ("a.xlsx", b"PK"), ("a.csv", b"a,a\n1,2\n")],
+    [
+        ("a.csv", b""),
+        ("a.parquet", b"PAR1 no"),
+        ("a.npy", b"\x93NUMPY no"),
+        ("a.xlsx", b"PK"),
+        ("a.csv", b"a,a\n1,2\n"),
+    ],
 )
 def test_a_file_that_is_not_what_it_says_is_an_error(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)

@@ -182,7 +182,9 @@ def _series(column: Any, kind: Field | None, pd: Any) -> Any:
     if kind is not None and kind.dtype == "category":
         return pd.Categorical(column, categories=list(kind.categories) if kind.categories else None)
     if isinstance(column, np.ma.MaskedArray):
-        name = "boolean" if column.dtype == bool else column.dtype.name.replace("i", "I", 1).replace("uI", "UI")
+        name = (
+            "boolean" if column.dtype == bool else column.dtype.name.replace("i", "I", 1).replace("uI", "UI")
+        )
         values = pd.array(column.filled(0), dtype=name)
         values[np.ma.getmaskarray(column)] = pd.NA
         return values
@@ -218,16 +220,22 @@ def from_result(result: Any, rows: np.ndarray, name: str) -> Batch:
     for key, column in columns.items():
         if len(column.shape) == 0 or column.shape[0] != len(rows):
             given = column.shape[0] if column.shape else "one value"
-            raise BadInput(f"{key!r} has {given} rows for {len(rows)} that went in: arrays must keep length and order.")
+            raise BadInput(
+                f"{key!r} has {given} rows for {len(rows)} that went in: arrays must keep length and order."
+            )
     return Batch(columns, rows)
 
 
 def _from_pandas(result: Any, rows: np.ndarray, name: str) -> Batch:
     index = np.asarray(result.index)
     if len(index) and (index.dtype.kind not in "iu" or not np.isin(index, rows).all()):
-        raise BadInput("The DataFrame that came back lost its index, which is the rows' identity: keep it, or return an array.")
+        raise BadInput(
+            "The DataFrame that came back lost its index, which is the rows' identity: keep it, or return an array."
+        )
     if result.ndim == 1:
-        return Batch({str(result.name if result.name is not None else name): as_column(result)}, index.astype(np.int64))
+        return Batch(
+            {str(result.name if result.name is not None else name): as_column(result)}, index.astype(np.int64)
+        )
     return Batch({str(c): as_column(result[c]) for c in result.columns}, index.astype(np.int64))
 
 
@@ -260,7 +268,11 @@ def _extension_column(series: Any) -> Any:
     null = np.asarray(series.isna())
     kind = getattr(series.dtype, "numpy_dtype", None)
     if kind is not None and getattr(kind, "kind", "O") in "iub":
-        return np.ma.MaskedArray(series.fillna(0).to_numpy(dtype=kind), mask=null) if null.any() else series.to_numpy(dtype=kind)
+        return (
+            np.ma.MaskedArray(series.fillna(0).to_numpy(dtype=kind), mask=null)
+            if null.any()
+            else series.to_numpy(dtype=kind)
+        )
     if str(series.dtype).lower().startswith("float"):
         return series.to_numpy(dtype=np.float64, na_value=np.nan)
     if str(series.dtype).startswith("datetime64"):

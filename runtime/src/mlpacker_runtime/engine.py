@@ -90,7 +90,9 @@ def _answer_nothing(stage: Stage, batch: Batch, want: frozenset[str] | None) -> 
     return Outcome(Batch(columns, batch.rows))
 
 
-def _bisect(stage: Stage, runner: Runner, batch: Batch, want: frozenset[str] | None, cause: Exception) -> Outcome:
+def _bisect(
+    stage: Stage, runner: Runner, batch: Batch, want: frozenset[str] | None, cause: Exception
+) -> Outcome:
     answers: list[Batch] = []
     errors: dict[int, str] = {}
     waiting = [(batch, cause)]

@@ -26,7 +26,9 @@ def code_modules(files: Files, code: Iterable[str]) -> frozenset[str]:
         elif (place / "__init__.py").exists():
             found.add(place.name)
         else:
-            found |= {p.stem for p in place.glob("*.py")} | {p.parent.name for p in place.glob("*/__init__.py")}
+            found |= {p.stem for p in place.glob("*.py")} | {
+                p.parent.name for p in place.glob("*/__init__.py")
+            }
     return frozenset(found)
 
 

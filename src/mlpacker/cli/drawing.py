@@ -67,7 +67,9 @@ class Drawn:
         self.bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self._finish(kind is None)
         self.bars.stop()
         sys.stderr.flush()

@@ -12,7 +12,9 @@ from .options import EXISTING, PATH, as_json, home, option
 @click.command()
 @click.argument("ref")
 @click.argument("file", type=PATH)
-@option("--with-env", is_flag=True, help="Carry the environment's wheels too: it runs with no index reachable.")
+@option(
+    "--with-env", is_flag=True, help="Carry the environment's wheels too: it runs with no index reachable."
+)
 @option("--platform", help="The platform those wheels are for [default: this one].")
 @home
 def save(ref: str, file: Path, with_env: bool, platform: str | None, home: Path | None) -> None:

@@ -185,4 +185,6 @@ def verify(ref: str, home: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(checked)
     else:
-        click.echo(f"{checked['digest']}: every byte is right ({checked['files']} files, {size(checked['bytes'])})")
+        click.echo(
+            f"{checked['digest']}: every byte is right ({checked['files']} files, {size(checked['bytes'])})"
+        )

@@ -15,16 +15,43 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("models", nargs=-1, metavar="MODEL|FILE.py:FUNCTION …")
-@option("-f", "--file", "descriptor", type=EXISTING, help="A descriptor, pipeline.yaml, instead of MODEL arguments.")
+@option(
+    "-f",
+    "--file",
+    "descriptor",
+    type=EXISTING,
+    help="A descriptor, pipeline.yaml, instead of MODEL arguments.",
+)
 @option("--name", help="The package's name [default: the first model's file name].")
 @option("--version", help="A version to give it; part of the digest.")
-@option("--sample", type=EXISTING, help="Rows to prove the package with (CSV, JSON, JSON lines, Parquet, NumPy).")
+@option(
+    "--sample", type=EXISTING, help="Rows to prove the package with (CSV, JSON, JSON lines, Parquet, NumPy)."
+)
 @option("--expect", type=EXISTING, help="The answers those rows must have.")
-@option("--python", type=PATH, help="The training interpreter [default: the active environment's, else PATH's].")
-@option("--code", multiple=True, type=EXISTING, help="A code file or folder that a saved model refers to. Repeatable.")
-@option("--requirement", "-r", "requirements", multiple=True, help='A pin of your own, as "pandas==2.2.3". Repeatable.')
-@option("--trust", multiple=True, metavar="MODULE.NAME", help="Accept this import of a saved model. Repeatable.")
-@option("--trust-code", is_flag=True, help="Accept code inside a saved model (cloudpickle by value, MLflow's python models).")
+@option(
+    "--python", type=PATH, help="The training interpreter [default: the active environment's, else PATH's]."
+)
+@option(
+    "--code",
+    multiple=True,
+    type=EXISTING,
+    help="A code file or folder that a saved model refers to. Repeatable.",
+)
+@option(
+    "--requirement",
+    "-r",
+    "requirements",
+    multiple=True,
+    help='A pin of your own, as "pandas==2.2.3". Repeatable.',
+)
+@option(
+    "--trust", multiple=True, metavar="MODULE.NAME", help="Accept this import of a saved model. Repeatable."
+)
+@option(
+    "--trust-code",
+    is_flag=True,
+    help="Accept code inside a saved model (cloudpickle by value, MLflow's python models).",
+)
 @option("--index", help="The package index to resolve from [default: uv's].")
 @option("--find-links", multiple=True, help="A folder or page of wheels. Repeatable.")
 @option("--allow-build", is_flag=True, help="Allow building wheels from sources.")

@@ -13,10 +13,16 @@ from .options import EXISTING, PATH, as_json, home, option
 @click.command(context_settings={"show_default": True})
 @click.argument("ref")
 @click.argument("input", type=EXISTING)
-@option("-o", "--output", type=PATH, required=True, help="Where the answers go (.csv, .jsonl, .parquet, .npz).")
+@option(
+    "-o", "--output", type=PATH, required=True, help="Where the answers go (.csv, .jsonl, .parquet, .npz)."
+)
 @option("--outputs", help="Only these outputs, comma-separated [default: all].")
 @option("--restart", is_flag=True, help="Write the output anew, even where a run was begun or ended.")
-@option("--trust-code", is_flag=True, help="Accept the code of a package that was not packed here; once per digest.")
+@option(
+    "--trust-code",
+    is_flag=True,
+    help="Accept the code of a package that was not packed here; once per digest.",
+)
 @home
 @as_json
 def score(
@@ -40,4 +46,6 @@ def score(
         return
     said = f"{counts.lines:,} answers for {counts.rows:,} rows in {output}"
     said += f", {counts.dropped:,} dropped" if counts.dropped else ""
-    click.echo(said + (f", {counts.rejected:,} rejected (see {output}.rejected.jsonl)" if counts.rejected else ""))
+    click.echo(
+        said + (f", {counts.rejected:,} rejected (see {output}.rejected.jsonl)" if counts.rejected else "")
+    )

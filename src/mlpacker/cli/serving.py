@@ -15,11 +15,17 @@ from .options import EXISTING, home, option
 @option("--host", default="127.0.0.1", help="The address to listen on.")
 @option("--port", default=8080, type=click.IntRange(0, 65535), help="The port; 0 picks a free one.")
 @option("--workers", default=1, type=click.IntRange(1), help="How many worker processes answer.")
-@option("--api-key-file", type=EXISTING, help="Require one of these keys, one a line, on every route but health.")
+@option(
+    "--api-key-file", type=EXISTING, help="Require one of these keys, one a line, on every route but health."
+)
 @option("--max-body", type=click.IntRange(1), help="The largest request body, in bytes.")
 @option("--timeout", type=float, help="Seconds a request may take.")
 @option("--no-batching", is_flag=True, help="Never score rows of different requests together (bit-exact).")
-@option("--trust-code", is_flag=True, help="Accept the code of a package that was not packed here; once per digest.")
+@option(
+    "--trust-code",
+    is_flag=True,
+    help="Accept the code of a package that was not packed here; once per digest.",
+)
 @home
 def run(ref: str, home: Path | None, trust_code: bool, **served: object) -> None:
     """Serve a package as a REST API on this machine.

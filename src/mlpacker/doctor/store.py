@@ -17,6 +17,8 @@ def check(machine: Machine) -> Iterator[Finding]:
     try:
         found = list_packages(LayoutStore(machine.home / "store"))
     except MlpackerError as error:
-        yield Finding("store", FAILED, error.sentence, error.next_step or "mlpacker verify REF names what is damaged.")
+        yield Finding(
+            "store", FAILED, error.sentence, error.next_step or "mlpacker verify REF names what is damaged."
+        )
     else:
         yield Finding("store", OK, f"{len(found)} packages")

@@ -45,13 +45,16 @@ def pipeline_inputs(
         if sample is None:
             name = next(s.name for s in entries if not s.inputs)
             raise BadDescription(
-                f"Stage {name!r} does not say what goes in.", "Give some rows with --sample FILE (CSV, JSON, Parquet)."
+                f"Stage {name!r} does not say what goes in.",
+                "Give some rows with --sample FILE (CSV, JSON, Parquet).",
             )
         return tuple(field_of(n, sample.columns[n]) for n in sample.names)
     fields: dict[str, Field] = {}
     for field in (f for s in entries for f in s.inputs):
         fields.setdefault(field.name, field)
-    return tuple(_typed(f, sample) if f.name in untyped else f for f in _named(tuple(fields.values()), sample))
+    return tuple(
+        _typed(f, sample) if f.name in untyped else f for f in _named(tuple(fields.values()), sample)
+    )
 
 
 def _named(fields: tuple[Field, ...], sample: Batch | None) -> tuple[Field, ...]:
@@ -87,7 +90,9 @@ def _made_up(field: Field, random: np.random.Generator) -> np.ndarray:
         return np.full(shape, np.datetime64("2024-01-01", "ns"))
     if field.numeric:
         return random.integers(0, 2, size=shape).astype(field.numpy)
-    words = list(field.categories or (b"a", b"b") if field.dtype == "bytes" else field.categories or ("a", "b"))
+    words = list(
+        field.categories or (b"a", b"b") if field.dtype == "bytes" else field.categories or ("a", "b")
+    )
     column = np.empty(shape, dtype=object)
     column.ravel()[:] = [words[i % len(words)] for i in range(column.size)]
     return column
@@ -125,7 +130,8 @@ def with_outputs(stage: Stage, recorder: Recorder) -> Stage:
         errors = list(recorder.answered.errors.values()) if recorder.answered is not None else []
         why = errors[0] if errors else str(recorder.raised) if recorder.raised else "it dropped every row."
         raise BadInput(
-            f"Stage {stage.name!r} answered no row of the sample: {why}", "Give rows that fit it with --sample."
+            f"Stage {stage.name!r} answered no row of the sample: {why}",
+            "Give rows that fit it with --sample.",
         )
     answer = recorder.answered.batch
     return dataclasses.replace(stage, outputs=tuple(field_of(n, answer.columns[n]) for n in answer.names))

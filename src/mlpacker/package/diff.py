@@ -75,7 +75,8 @@ def _stages(a: Side, b: Side) -> Iterator[Change]:
     def said(m: Manifest) -> dict[str, str]:
         hidden = ("name", "inputs", "outputs")
         return {
-            s.name: ", ".join(f"{k}={v}" for k, v in sorted(to_plain(s).items()) if k not in hidden) for s in m.stages
+            s.name: ", ".join(f"{k}={v}" for k, v in sorted(to_plain(s).items()) if k not in hidden)
+            for s in m.stages
         }
 
     return _compared("stage", said(a.manifest), said(b.manifest))

@@ -91,7 +91,9 @@ def _copy(described: StageDescription, folder: Path) -> Stage:
     )
     if described.function is not None:
         source, entry = described.function
-        return dataclasses.replace(stage, path=copy_code(source, folder / "code" / described.name, folder), entry=entry)
+        return dataclasses.replace(
+            stage, path=copy_code(source, folder / "code" / described.name, folder), entry=entry
+        )
     assert described.model is not None
     path = _copy_model(described.model, folder / "models" / described.name, folder)
     try:

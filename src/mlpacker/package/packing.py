@@ -119,10 +119,14 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
     reference = _ask_training(stages, drafted, sample, pipeline, options, runtime, home, events)
 
     frames = any(d.takes == "frame" for d in reference.descriptions.values())
-    locked, pythons = _environments(groups, pipeline, drafted, reference, options, runtime, home, events, frames)
+    locked, pythons = _environments(
+        groups, pipeline, drafted, reference, options, runtime, home, events, frames
+    )
     if not frames and _wants_frames(stages, drafted, pythons, options):
         events.note("the model knows its columns by name, so pandas joins its environment")
-        locked, pythons = _environments(groups, pipeline, drafted, reference, options, runtime, home, events, True)
+        locked, pythons = _environments(
+            groups, pipeline, drafted, reference, options, runtime, home, events, True
+        )
 
     events.step("Proving the answers")
     return _prove(stages, drafted, sample, pipeline, locked, pythons, reference, options, events)
@@ -141,7 +145,9 @@ def _environments(
 ) -> tuple[dict[str, locks.Lock], dict[str, Path]]:
     """Lock and make the environment of each group; the locks, and the interpreters."""
     events.step("Locking the environment")
-    locked = {g.name: _lock(g, pipeline, drafted, reference, options, runtime, events, frames) for g in groups}
+    locked = {
+        g.name: _lock(g, pipeline, drafted, reference, options, runtime, events, frames) for g in groups
+    }
     events.step("Building the environment")
     pythons = {
         name: install.ensure(lock, home, runtime, indexes=options.indexes, progress=events.note).python
@@ -208,7 +214,9 @@ def _ask_training(
     if interpreter is None:
         return _no_reference("no training interpreter was found", events)
     if interpreter.minor < interpreters.OLDEST:
-        return _no_reference(f"{interpreter.path} is Python {interpreter.python}, too old to be asked", events)
+        return _no_reference(
+            f"{interpreter.path} is Python {interpreter.python}, too old to be asked", events
+        )
     installed = interpreters.installed(interpreter)
     for facts in drafted.facts.values():
         wrong = describe.versions_agree(facts.versions, installed.versions)
@@ -230,7 +238,9 @@ def _ask_training(
 
 
 def _no_reference(why: str, events: Events) -> _Reference:
-    events.warn(f"No reference answers: {why}. Name the training interpreter with --python to have them compared.")
+    events.warn(
+        f"No reference answers: {why}. Name the training interpreter with --python to have them compared."
+    )
     return _Reference(None, why)
 
 
@@ -273,9 +283,7 @@ def _without_unused(seen: _Rehearsal, workers: crew.Crew) -> _Rehearsal:
     kept = tuple(f for f in seen.inputs if f.name in named)
     if not kept or len(kept) == len(seen.inputs):
         return seen
-    stages = tuple(
-        dataclasses.replace(s, inputs=kept) if s.inputs == seen.inputs else s for s in seen.stages
-    )
+    stages = tuple(dataclasses.replace(s, inputs=kept) if s.inputs == seen.inputs else s for s in seen.stages)
     fewer = _answer(stages, kept, seen.batch.select([f.name for f in kept]), seen.made_up, workers)
     return seen if prove.differences(seen.outcome, fewer.outcome) else fewer
 
@@ -283,7 +291,11 @@ def _without_unused(seen: _Rehearsal, workers: crew.Crew) -> _Rehearsal:
 def _with_inputs(stage: Stage, inputs: tuple[Field, ...]) -> Stage:
     """An entry stage's inputs in the types that the pipeline's were given."""
     if manifest.INPUT not in stage.after or not stage.inputs:
-        return stage if stage.inputs or stage.after != (manifest.INPUT,) else dataclasses.replace(stage, inputs=inputs)
+        return (
+            stage
+            if stage.inputs or stage.after != (manifest.INPUT,)
+            else dataclasses.replace(stage, inputs=inputs)
+        )
     known = {f.name: f for f in inputs}
     if len(stage.inputs) == 1 and stage.inputs[0].name not in known:  # one tensor, now told as plain columns
         return dataclasses.replace(stage, inputs=inputs)
@@ -316,7 +328,9 @@ def _lock(
     told = {f.python for f in facts if f.python} | {s.python for s in group.stages if s.python}
     python = min(told) if told else pipeline.python or reference.python
     if len(told) > 1:
-        raise BadDescription(f"The stages of environment {group.name!r} need Python {' and '.join(sorted(told))}.")
+        raise BadDescription(
+            f"The stages of environment {group.name!r} need Python {' and '.join(sorted(told))}."
+        )
     return _resolve(requirements, python, any(f.code and f.python for f in facts), options, runtime, events)
 
 
@@ -412,7 +426,8 @@ def _expected(path: Path, outcome: Outcome) -> Outcome:
     known = tuple(f for f in fields if f.name in given)
     if not known:
         raise BadDescription(
-            f"{path.name} has none of the outputs.", f"Its columns should be {', '.join(f.name for f in fields)}."
+            f"{path.name} has none of the outputs.",
+            f"Its columns should be {', '.join(f.name for f in fields)}.",
         )
     if len(given) < len(outcome.batch):
         raise BadDescription(f"{path.name} has {len(given)} rows for {len(outcome.batch)} answers.")

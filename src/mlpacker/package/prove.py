@@ -32,7 +32,9 @@ class Difference:
         return f"row {self.row}, {self.column}: expected {self.expected!r}, answered {self.answered!r}"
 
 
-def differences(expected: Outcome, answered: Outcome, tolerance: dict[str, float] = EXACT) -> list[Difference]:
+def differences(
+    expected: Outcome, answered: Outcome, tolerance: dict[str, float] = EXACT
+) -> list[Difference]:
     """Every value that differs, at most SHOWN a column; [] where the answers are equal."""
     reference, answer = expected.batch, answered.batch
     found = _of_errors(expected, answered)
@@ -57,10 +59,18 @@ def _of_errors(expected: Outcome, answered: Outcome) -> list[Difference]:
 def _of_rows(reference: Batch, answer: Batch) -> list[Difference]:
     rows = sorted(set(reference.rows.tolist()) ^ set(answer.rows.tolist()))
     if not rows:
-        return [Difference(int(reference.rows[0]), "(order)", reference.rows.tolist()[:SHOWN], answer.rows.tolist()[:SHOWN])]
+        return [
+            Difference(
+                int(reference.rows[0]),
+                "(order)",
+                reference.rows.tolist()[:SHOWN],
+                answer.rows.tolist()[:SHOWN],
+            )
+        ]
     kept = set(reference.rows.tolist())
     return [
-        Difference(r, "(row)", *(("answered", "dropped") if r in kept else ("dropped", "answered"))) for r in rows[:SHOWN]
+        Difference(r, "(row)", *(("answered", "dropped") if r in kept else ("dropped", "answered")))
+        for r in rows[:SHOWN]
     ]
 
 
@@ -71,7 +81,10 @@ def _of_column(name: str, reference: Batch, answer: Batch, tolerance: dict[str, 
     bad = np.logical_not(_equal(a, b, tolerance))
     if bad.ndim > 1:
         bad = np.any(bad.reshape(len(bad), -1), axis=1)
-    return [Difference(int(reference.rows[i]), name, _shown(a[i]), _shown(b[i])) for i in np.flatnonzero(bad)[:SHOWN]]
+    return [
+        Difference(int(reference.rows[i]), name, _shown(a[i]), _shown(b[i]))
+        for i in np.flatnonzero(bad)[:SHOWN]
+    ]
 
 
 def _dense(column: Any) -> np.ndarray:

@@ -87,7 +87,10 @@ def score(job: Job, package: Answering, events: Events) -> Counts:
     reader = Reader(job.inputs)
     counts = began.counts
     started, before = time.monotonic(), counts.rows
-    with sinks.open_sink(job.output, began.written) as sink, _appending(job.rejected, began.rejected_bytes) as side:
+    with (
+        sinks.open_sink(job.output, began.written) as sink,
+        _appending(job.rejected, began.rejected_bytes) as side,
+    ):
         for chunk in source.chunks(began.place):
             counts = _score_chunk(job, chunk, reader, package, sink, side, counts)
             written = sink.flush()

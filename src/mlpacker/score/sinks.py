@@ -95,7 +95,9 @@ class Text:
     def __enter__(self) -> Text:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self.file.close()
 
 
@@ -184,7 +186,11 @@ def _join_parquet(files: list[Path], target: Path) -> None:
 
 def _join_arrays(files: list[Path], target: Path) -> None:
     """NumPy's archive holds each output as one array; text columns as fixed-width text, never as pickled objects."""
-    table = pyarrow.concat_tables([pyarrow.parquet.read_table(f) for f in files]) if files else pyarrow.table({"row": []})
+    table = (
+        pyarrow.concat_tables([pyarrow.parquet.read_table(f) for f in files])
+        if files
+        else pyarrow.table({"row": []})
+    )
     arrays = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()

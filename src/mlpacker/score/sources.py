@@ -100,7 +100,9 @@ class Csv(_File):
             lines = _Lines(file, 0)
             header = next(csv.reader(iter(lines)), None)
             if not header:
-                raise BadInput(f"{self.path.name} is empty.", "A CSV file begins with a line of column names.")
+                raise BadInput(
+                    f"{self.path.name} is empty.", "A CSV file begins with a line of column names."
+                )
             if len(set(header)) != len(header):
                 twice = next(n for n in header if header.count(n) > 1)
                 raise BadInput(f"{self.path.name} has two columns named {twice!r}.")

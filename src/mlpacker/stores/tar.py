@@ -135,7 +135,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[str, str]]:
         digits, space, _ = data.partition(b" ")
         size = int(digits) if digits.isdigit() and len(digits) < 6 else 0
         key, equals, value = data[len(digits) + 1 : size - 1].partition(b"=")
-        if not space or not equals or size > len(data) or data[size - 1 : size] != b"\n":
+        if not space or not equals or data[size - 1 : size] != b"\n":  # also where it is too short
             raise BadInput("An extension header of the tar file is damaged.")
         if key in (b"path", b"size"):
             yield _text(key), _text(value)

@@ -1,0 +1,124 @@
+"""What a person does with packages: look, compare, name, carry, trust, and clean up."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from storytelling import CLEAN, TRAIN, Person
+
+
+@pytest.fixture
+def packed(person: Person) -> Person:
+    person.trains(TRAIN)
+    person.says("pack", "model.joblib", "--name", "iris", "--sample", "rows.csv", "--python", person.python)
+    return person
+
+
+def test_names_are_given_taken_and_collected(packed: Person) -> None:
+    packed.says("tag", "iris", "iris:good")
+    assert [p["ref"] for p in packed.told("ls")["packages"]] == ["iris:latest", "iris:good"]
+    packed.says("rm", "iris:latest", "iris:good")
+    assert packed.told("ls") == {"packages": []}
+    assert "iris" in packed.says("inspect", "iris", code=3).stderr
+
+
+def test_diff_says_what_changed(packed: Person) -> None:
+    packed.trains(TRAIN.replace("max_iter=500", "max_iter=500, C=0.1"))
+    packed.says(
+        "pack",
+        "model.joblib",
+        "--name",
+        "iris",
+        "--version",
+        "2",
+        "--sample",
+        "rows.csv",
+        "--python",
+        packed.python,
+    )
+    done = packed.says("diff", "iris:latest", "iris:2", "--json", code=1)
+    kinds = {(c["kind"], c["what"]) for c in json.loads(done.stdout)["changes"]}
+    assert ("name", "version") in kinds
+    assert ("model", "models/model/model.joblib") in kinds
+    assert not any(kind == "pin" for kind, _ in kinds)
+    packed.says("diff", "iris:2", "iris:2")
+
+
+def test_a_flipped_byte_is_found_by_verify_and_never_served(packed: Person) -> None:
+    packed.says("score", "iris", "rows.csv", "-o", "out.csv")
+    folder = next((packed.home / "packages").iterdir())
+    model = folder / "models" / "model" / "model.joblib"
+    data = bytearray(model.read_bytes())
+    data[100] ^= 1
+    model.chmod(0o600)
+    model.write_bytes(data)
+    packed.says("score", "iris", "rows.csv", "-o", "again.csv", code=7)
+    packed.says("verify", "iris")
+    blob = next(
+        p for p in (packed.home / "store" / "blobs" / "sha256").iterdir() if p.stat().st_size == len(data)
+    )
+    blob.chmod(0o600)
+    blob.write_bytes(data)
+    packed.says("verify", "iris", code=7)
+
+
+def test_a_saved_package_runs_elsewhere_with_no_index_reachable(packed: Person, tmp_path: Path) -> None:
+    packed.says("score", "iris", "rows.csv", "-o", "here.csv")
+    packed.says("save", "iris", "iris.tar", "--with-env")
+    home = tmp_path / "far"
+    home.mkdir(mode=0o700)
+    far = replace(
+        packed,
+        home=home,
+        environ={
+            "UV_OFFLINE": "1",
+            "UV_CACHE_DIR": str(tmp_path / "empty-cache"),
+            "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
+        },
+    )
+    far.says("load", "iris.tar")
+    far.says("score", "iris", "rows.csv", "-o", "far.csv")
+    assert (packed.folder / "far.csv").read_bytes() == (packed.folder / "here.csv").read_bytes()
+    assert far.told("inspect", "iris") == packed.told("inspect", "iris")
+
+
+def test_a_package_with_code_from_elsewhere_runs_only_once_accepted(packed: Person, new_home: Any) -> None:
+    (packed.folder / "clean.py").write_text(CLEAN)
+    packed.says(
+        "pack",
+        "clean.py:drop_gaps",
+        "model.joblib",
+        "--name",
+        "code",
+        "--sample",
+        "rows.csv",
+        "--python",
+        packed.python,
+    )
+    packed.says("save", "code", "code.tar")
+    stranger = replace(packed, home=new_home("stranger"))
+    stranger.says("load", "code.tar")
+    refused = stranger.says("score", "code", "rows.csv", "-o", "a.csv", code=4)
+    assert "--trust-code" in refused.stderr
+    stranger.says("run", "code", "--port", "0", code=4)
+    stranger.says("score", "code", "rows.csv", "-o", "a.csv", "--trust-code")
+    stranger.says("score", "code", "rows.csv", "-o", "b.csv")
+
+
+def test_a_tar_that_leads_outside_is_refused_whole(packed: Person) -> None:
+    with tarfile.open(packed.folder / "evil.tar", "w") as tar:
+        tar.add(packed.folder / "rows.csv", "../../escaped.csv")
+    done = packed.says("load", "evil.tar", code=None)
+    assert done.returncode in (1, 7)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_doctor_says_what_is_here(packed: Person) -> None:
+    findings = {f["check"]: f["state"] for f in packed.told("doctor")["findings"]}
+    assert findings["pythons"] == findings["uv"] == findings["store"] == "ok"
