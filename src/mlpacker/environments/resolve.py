@@ -94,8 +94,9 @@ def resolve(
     """
     for text in wanted.requirements:
         if requirement(text).url is not None:
-            raise BadDescription(
-                f"{text!r} is an address: it has to be made a wheel first.", "See wheels.carry."
+            raise BadDescription(  # whoever packs has wheels.carry make a wheel of it first
+                f"{text!r} is an address, and no index has it under that name.",
+                f"Build a wheel of it, pass its folder with --find-links, and require {requirement(text).name}==VERSION.",
             )
     with asking(wanted.python, indexes, carried, progress) as question:
         progress(f"resolving for {here}")
