@@ -86,7 +86,7 @@ def takes(model: Any) -> str:
         kind.__name__ == "FeatureHasher" and first(model).input_type == "dict"
     ):
         return "records"
-    return "frame" if names(model) else "matrix"
+    return "matrix" if not names(model) and _width(model) is not None else "frame"
 
 
 def _is_text(kind: type) -> bool:
@@ -108,6 +108,8 @@ def names(model: Any) -> tuple[str, ...]:
         known = getattr(part, "feature_names_in_", None)
         if known is None and _library(part) == "catboost":
             known = [f.name for f in _catboost(part) if f.name != features.UNNAMED]
+        if known is None and _library(part) == "lightgbm":  # before LightGBM 4.6
+            known = getattr(part, "feature_name_", None)
         if known is None or not len(known) or not all(isinstance(n, str) for n in known):
             continue
         if not all(map(boosters.LIGHTGBM_NAMES.fullmatch, known)):
@@ -130,8 +132,12 @@ def inputs(model: Any) -> tuple[tuple[Field, ...] | None, tuple[str, ...]]:
     return tuple(fields[n] or Field(n, "float64") for n in known if n in fields), untyped
 
 
+def _width(model: Any) -> int | None:
+    return getattr(model, "n_features_in_", None) or getattr(first(model), "n_features_in_", None)
+
+
 def _unnamed(model: Any) -> tuple[Field, ...] | None:
-    width = getattr(model, "n_features_in_", None) or getattr(first(model), "n_features_in_", None)
+    width = _width(model)
     if width is None:
         return None
     positions = tuple(str(i) for i in range(int(width)))

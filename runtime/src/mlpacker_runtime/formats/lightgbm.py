@@ -7,6 +7,7 @@ The text does not hold the labels of the classes: a pickled LGBMClassifier does.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
@@ -47,7 +48,9 @@ def inspect(files: Files, path: str, trust: Trust) -> Facts:
 def load(files: Files, stage: Stage, trust: Trust) -> Trees:
     text = files.read(stage.path).decode("utf-8", "replace")
     lightgbm = _library()
-    lightgbm.register_logger(_Silence())
+    log = logging.getLogger(f"{__name__}.library")
+    log.setLevel(logging.ERROR)
+    lightgbm.register_logger(log)  # its remarks are no part of the worker's output
     try:
         booster = lightgbm.Booster(model_str=text)
     except Exception as cause:
@@ -67,14 +70,6 @@ def _library() -> Any:
             f"LightGBM can't be loaded: {cause}.", GOMP if "libgomp" in str(cause) else ""
         ) from cause
     return lightgbm
-
-
-class _Silence:
-    """A logger that keeps LightGBM's remarks out of the worker's output."""
-
-    def info(self, message: str) -> None: ...
-
-    def warning(self, message: str) -> None: ...
 
 
 class Trees:

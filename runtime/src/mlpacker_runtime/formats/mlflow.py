@@ -12,7 +12,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -147,13 +147,14 @@ def _inspect_native(
     place = _inside(files, folder, said.get(NATIVE[flavor]) or python.get("model_path") or python.get("data"))
     found = _format_of(files, place)
     code = _code(files, folder, told)
-    facts: Facts = formats.get(found).inspect(files, place, _with_code(trust, files, code))
+    facts = _inspect_model(files, found, place, code, trust)
     distribution, key = VERSIONS.get(flavor, ("", ""))
     stated = {distribution: str(said[key])} if isinstance(said.get(key), str) else {}
+    known = {**stated, **facts.versions}
     return dataclasses.replace(
         facts,
-        versions={**stated, **facts.versions},
-        requirements=_unique([*facts.requirements, *_requirements(files, folder, mlflow=False)]),
+        versions=known,
+        requirements=_beside(known, (*_requirements(files, folder, mlflow=False), *facts.requirements)),
         code=facts.code or bool(code and trust.code),
         options={
             **facts.options,
@@ -163,6 +164,28 @@ def _inspect_native(
             "code": [PurePosixPath(c).relative_to(folder).as_posix() for c in code if trust.code],
         },
     )
+
+
+def _inspect_model(files: Files, found: str, place: str, code: tuple[str, ...], trust: Trust) -> Facts:
+    """What the model's own format says. A refusal tells of the code that was logged with the model, which may hold it."""
+    try:
+        facts: Facts = formats.get(found).inspect(files, place, _with_code(trust, files, code))
+    except Refused as refused:
+        if trust.code or not code:
+            raise
+        step = f"Code was logged with the model, in {', '.join(code)}. If you know who made it, add --trust-code."
+        raise Refused(refused.sentence, step, **refused.facts) from refused
+    return facts
+
+
+def _beside(known: Mapping[str, str], lines: Iterable[str]) -> tuple[str, ...]:
+    """One line a distribution, none for those whose version the model itself tells (by any name of theirs)."""
+    found: dict[str, str] = {}
+    for line in lines:
+        called = re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0].lower().replace("_", "-")
+        if called.removesuffix("-cpu") not in known:
+            found.setdefault(called, line)
+    return tuple(found.values())
 
 
 def _answer(method: Any) -> str | None:
@@ -195,11 +218,15 @@ def _inspect_code(files: Files, folder: PurePosixPath, told: dict[str, Any], tru
         if isinstance(python.get(key), str):
             _inside(files, folder, python[key])
     requirements = _requirements(files, folder, mlflow=True)
+    own = next((found[0].lower() for r in requirements if (found := MLFLOW.match(r))), "mlflow")
     version = str(told.get("mlflow_version", ""))
-    if not any(MLFLOW.match(r) for r in requirements):
-        requirements += (f"mlflow=={version}" if re.fullmatch(r"\d+(\.\d+)+", version) else "mlflow",)
+    known = {own: version} if re.fullmatch(r"\d+(\.\d+)+", version) else {}
     return Facts(
-        modules=("mlflow", "pandas"), requirements=_unique(requirements), code=True, options={"format": None}
+        versions=known,
+        modules=("mlflow", "pandas"),
+        requirements=_beside(known, (*requirements, own)),
+        code=True,
+        options={"format": None},
     )
 
 
@@ -359,10 +386,6 @@ def _python(files: Files, folder: PurePosixPath, told: dict[str, Any]) -> str | 
         if found:
             return found[1]
     return None
-
-
-def _unique(lines: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(lines))
 
 
 # --- Loading
