@@ -165,23 +165,32 @@ def test_a_tar_file_loads_whole_or_not_at_all(data: bytes) -> None:
     loads_whole_or_not_at_all(data)
 
 
+def descriptor(kind: dict[str, Any], data: bytes) -> dict[str, Any]:
+    return {**kind, "digest": digest_of(data), "size": len(data)}
+
+
 @st.composite
 def other_layouts(draw: st.DrawFn) -> bytes:
-    """A whole tar file whose index, manifests or files say something else, also under digests that are right."""
-    contents = dict(MEMBERS)
-    for name in draw(st.lists(st.sampled_from(sorted(MEMBERS)), min_size=1, max_size=2, unique=True)):
-        try:
-            value = json.loads(contents[name])
-        except ValueError:
-            value = {}
-        changed = json.dumps(draw(rewritten(value))).encode()
-        if name.startswith("blobs/") and draw(st.booleans()):
-            new = digest_of(changed)
-            for other in contents:
-                contents[other] = contents[other].replace(name[-64:].encode(), new[7:].encode())
-            contents[f"blobs/sha256/{new[7:]}"] = changed
-        else:
-            contents[name] = changed
+    """A whole tar file one part of which says something else, while every digest and size above that part is right."""
+    index = json.loads(MEMBERS["index.json"])
+    package, referrer = (json.loads(MEMBERS["blobs/sha256/" + e["digest"][7:]]) for e in index["manifests"])
+    config = json.loads(MEMBERS["blobs/sha256/" + package["config"]["digest"][7:]])
+    part = draw(st.sampled_from(["config", "package", "referrer", "index"]))
+    blobs = []
+
+    def written(name: str, value: Any) -> bytes:
+        blobs.append(json.dumps(draw(rewritten(value)) if name == part else value).encode())
+        return blobs[-1]
+
+    package["config"] = descriptor(package["config"], written("config", config))
+    manifest = written("package", package)
+    referrer["subject"] = descriptor(referrer["subject"], manifest)
+    index["manifests"] = [
+        descriptor(index["manifests"][0], manifest),
+        descriptor(index["manifests"][1], written("referrer", referrer)),
+    ]
+    contents = {**MEMBERS, "index.json": written("index", index)}
+    contents.update((f"blobs/sha256/{digest_of(b)[7:]}", b) for b in blobs)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, content in contents.items():

@@ -13,8 +13,8 @@ import pytest
 from mlpacker.errors import NotFound, StoreFailed
 from mlpacker.stores import digest_of, has
 from mlpacker.stores.layout import LayoutStore
-from mlpacker.stores.materialise import materialise
-from mlpacker.stores.packages import PackageFile, collect, list_packages, write_package
+from mlpacker.stores.materialise import materialise, prune
+from mlpacker.stores.packages import PackageFile, collect, list_packages, remove, write_package
 from mlpacker_runtime.package import Package
 
 FILES = {"mlpacker.json": PackageFile(b"{}", "weight.config"), "models/f/model.joblib": PackageFile(b"trees")}
@@ -94,10 +94,26 @@ def test_what_interrupted_writers_left_is_collected_when_it_is_old(store: Layout
     left = store.root / ".mlpacker" / "incoming" / "tmpabc"
     left.write_bytes(b"half")
     collect(store, time.time())
-    assert left.exists()
-    os.utime(left, (0, 0))
+    assert left.exists()  # for all it knows, the writer of `x` is at it
+    store.edit(lambda index: index)
     collect(store, time.time())
     assert not left.exists()
+
+
+def test_what_is_removed_can_be_collected_at_once(store: LayoutStore) -> None:
+    write_package(store, "iris", "1.0", FILES)
+    remove(store, "iris:1.0")
+    assert len(collect(store, time.time(), dry_run=True)) == 4
+    assert len(collect(store, time.time())) == 4
+    assert list((store.root / "blobs" / "sha256").iterdir()) == []
+
+
+def test_a_writer_that_failed_and_is_gone_keeps_nobody_from_collecting(store: LayoutStore) -> None:
+    other = LayoutStore(store.root)
+    other.put([b"never named"])
+    assert collect(store, time.time()) == ()
+    del other
+    assert len(collect(store, time.time())) == 1
 
 
 def test_entries_other_tools_wrote_are_kept_and_so_is_what_they_name(store: LayoutStore) -> None:
@@ -122,6 +138,17 @@ def test_entries_other_tools_wrote_are_kept_and_so_is_what_they_name(store: Layo
 
 
 # --- as a folder
+
+
+def test_unpacked_folders_nobody_needs_are_removed(store: LayoutStore, tmp_path: Path) -> None:
+    out = tmp_path / "packages"
+    kept, gone = (write_package(store, "iris", v, FILES) for v in ("1.0", "2.0"))
+    places = [materialise(store, d, out) for d in (kept, gone)]
+    assert prune(out, {kept}, dry_run=True) > 0
+    assert all(p.exists() for p in places)
+    assert prune(out, {kept}) > 0
+    assert [p.exists() for p in places] == [True, False]
+    assert prune(out, {kept}) == prune(tmp_path / "nowhere", ()) == 0
 
 
 def test_a_materialised_package_is_what_was_packed(store: LayoutStore, tmp_path: Path) -> None:

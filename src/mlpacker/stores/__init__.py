@@ -105,10 +105,13 @@ class Store(Protocol):
         Where `change` raises, the index stays as it was. `change` may read, not put, edit or sweep.
         """
 
-    def sweep(self, live: Callable[[Index], Set[str]], older_than: float) -> tuple[Blob, ...]:
-        """Remove the blobs `live(index)` does not name and that were last put before `older_than` (seconds, epoch).
+    def sweep(
+        self, live: Callable[[Index], Set[str]], older_than: float, *, dry_run: bool = False
+    ) -> tuple[Blob, ...]:
+        """Remove the blobs `live(index)` does not name. Returns them; with dry_run, removes nothing.
 
-        Nobody edits the index meanwhile. Also removes what interrupted writers left. Returns the blobs removed.
+        While a writer is at work (it has put, and not edited since), who may be about to name what it put, only those last
+        put before `older_than` (seconds, epoch). Nobody edits the index meanwhile. Also removes what interrupted writers left.
         """
 
 

@@ -1,7 +1,7 @@
 """A store in a folder: a standard OCI image layout (`oci-layout`, `index.json`, `blobs/sha256/…`).
 
-Beside it stands `.mlpacker/`, with the lock that edits of the index take and the files that are still being written. A blob
-is written there, synced, and renamed into place; so is the index. A rename happens or does not, so a kill leaves either the
+Beside it stands `.mlpacker/`, with the lock that edits of the index take, the one writers share from their first blob until they
+edit (so that a sweep knows whether anybody is at work), and the files that are still being written. A blob is written there, synced, and renamed into place; so is the index. A rename happens or does not, so a kill leaves either the
 old state or the new one, and at worst a file in `.mlpacker/incoming`, which a sweep removes.
 """
 
@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,11 +35,13 @@ class LayoutStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._writing = threading.local()  # .lock: from a thread's first put until it edits
 
     def put(self, chunks: Iterable[bytes], digest: str | None = None) -> Blob:
         """See `Store.put`."""
         with self._failures(f"write to {self.root}"):
             self._make()
+            self._begin()
             with self._incoming() as (fd, place):
                 hashed = hashlib.sha256()
                 size = 0
@@ -92,31 +96,63 @@ class LayoutStore:
         """See `Store.edit`."""
         with self._failures(f"write to {self.root}"):
             self._make()
-            with self._lock():
-                before = self.index()
-                after = change(before)
-                if after != before:
-                    self._write_index(after)
-                return after
+            try:
+                with _Lock(self._own / "lock", fcntl.LOCK_EX):
+                    before = self.index()
+                    after = change(before)
+                    if after != before:
+                        self._replace(self.root / "index.json", encode_index(after))
+                    return after
+            finally:
+                self._end()
 
-    def sweep(self, live: Callable[[Index], Set[str]], older_than: float) -> tuple[Blob, ...]:
+    def sweep(
+        self, live: Callable[[Index], Set[str]], older_than: float, *, dry_run: bool = False
+    ) -> tuple[Blob, ...]:
         """See `Store.sweep`."""
         if not self.root.exists():
             return ()
         with self._failures(f"remove from {self.root}"):
             self._make()
-            with self._lock():
+            with _Lock(self._own / "lock", fcntl.LOCK_EX):
                 keep = live(self.index())
-                removed = tuple(self._remove_blobs(keep, older_than))
-                for _ in _remove_older(self.root / ".mlpacker" / "incoming", older_than):
-                    pass
-        return removed
+                with self._alone() as alone:
+                    before = math.inf if alone else older_than
+                    unnamed = _older(self.root / "blobs" / "sha256", before)
+                    unwanted = {e.name: s for e, s in unnamed if f"sha256:{e.name}" not in keep}
+                    if not dry_run:
+                        for name in unwanted:
+                            (self.root / "blobs" / "sha256" / name).unlink(missing_ok=True)
+                        for entry, _ in list(_older(self._own / "incoming", before)):
+                            Path(entry.path).unlink(missing_ok=True)
+        return tuple(Blob(f"sha256:{name}", size) for name, size in unwanted.items())
 
-    def _remove_blobs(self, keep: Set[str], older_than: float) -> Iterator[Blob]:
-        blobs = self.root / "blobs" / "sha256"
-        unwanted = [e for e in os.scandir(blobs) if f"sha256:{e.name}" not in keep]
-        for name, size in _remove_older(blobs, older_than, {e.name for e in unwanted}):
-            yield Blob(f"sha256:{name}", size)
+    @property
+    def _own(self) -> Path:
+        """What is ours beside the layout."""
+        return self.root / ".mlpacker"
+
+    def _begin(self) -> None:
+        """Tell sweeps that this thread is writing; waits for one that is at work."""
+        if getattr(self._writing, "lock", None) is None:
+            self._writing.lock = _Lock(self._own / "writing", fcntl.LOCK_SH)
+
+    def _end(self) -> None:
+        lock = getattr(self._writing, "lock", None)
+        if lock is not None:
+            self._writing.lock = None
+            lock.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Whether nobody is writing; then nobody begins before this ends."""
+        try:
+            lock = _Lock(self._own / "writing", fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        with lock:
+            yield True
 
     def _place(self, digest: str) -> Path:
         return self.root / "blobs" / "sha256" / digest.removeprefix("sha256:")
@@ -133,9 +169,6 @@ class LayoutStore:
         if not (self.root / "oci-layout").exists():
             self._replace(self.root / "oci-layout", LAYOUT)
 
-    def _write_index(self, index: Index) -> None:
-        self._replace(self.root / "index.json", encode_index(index))
-
     def _replace(self, place: Path, data: bytes) -> None:
         with self._incoming() as (fd, temporary):
             _write(fd, data)
@@ -145,7 +178,7 @@ class LayoutStore:
     @contextmanager
     def _incoming(self) -> Iterator[tuple[int, Path]]:
         """A fresh file on the store's own file system, gone again unless it was renamed."""
-        fd, name = tempfile.mkstemp(dir=self.root / ".mlpacker" / "incoming")
+        fd, name = tempfile.mkstemp(dir=self._own / "incoming")
         try:
             yield fd, Path(name)
         finally:
@@ -157,21 +190,37 @@ class LayoutStore:
         _sync_folder(target.parent)
 
     @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One at a time, among threads and processes; the system lets go of it where a process dies."""
-        fd = os.open(self.root / ".mlpacker" / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(fd)
-
-    @contextmanager
     def _failures(self, doing: str) -> Iterator[None]:
         try:
             yield
         except OSError as cause:
             raise _failed(doing, cause) from cause
+
+
+class _Lock:
+    """A lock among threads and processes (flock). The system lets go of it where a process dies."""
+
+    def __init__(self, place: Path, how: int) -> None:
+        """Raises BlockingIOError where it is taken and `how` says not to wait."""
+        self._fd = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, how)
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:  # a writer that never came to edit, and is gone
+        self.release()
 
 
 class StoredBlob:
@@ -241,19 +290,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def _remove_older(
-    folder: Path, older_than: float, names: Set[str] | None = None
-) -> Iterator[tuple[str, int]]:
-    for entry in list(os.scandir(folder)):
-        if names is not None and entry.name not in names:
-            continue
+def _older(folder: Path, before: float) -> Iterator[tuple[os.DirEntry[str], int]]:
+    """The files of a folder last changed before that time, with their sizes."""
+    for entry in os.scandir(folder):
         try:
             state = entry.stat(follow_symlinks=False)
-            if state.st_mtime < older_than and not stat.S_ISDIR(state.st_mode):
-                Path(entry.path).unlink()
-                yield entry.name, state.st_size
         except FileNotFoundError:
             continue
+        if state.st_mtime < before and not stat.S_ISDIR(state.st_mode):
+            yield entry, state.st_size
 
 
 def _failed(doing: str, cause: OSError) -> StoreFailed:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from mlpacker_runtime.package import (
@@ -95,6 +96,22 @@ def extract(store: Store, wanted: Descriptor, target: Path) -> int:
         raise StoreFailed(f"{wanted.digest} has {size} bytes, the manifest says {wanted.size}.")
     target.chmod(0o444)
     return size
+
+
+def prune(folder: Path, keep: Collection[str], *, dry_run: bool = False) -> int:
+    """Remove the unpacked packages whose digests are not in `keep`. Returns the bytes they took. Raises StoreFailed."""
+    names = {folder_name(d) for d in keep}
+    freed = 0
+    for place in folder.glob("sha256-*"):
+        if place.name in names:
+            continue
+        freed += sum(p.lstat().st_size for p in place.rglob("*") if not p.is_dir())
+        if not dry_run:
+            try:
+                shutil.rmtree(place)
+            except OSError as cause:
+                raise StoreFailed(f"{place} can't be removed: {cause.strerror or cause}.") from cause
+    return freed
 
 
 def _put_in_place(fresh: Path, place: Path, aside: Path) -> None:

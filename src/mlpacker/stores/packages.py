@@ -36,7 +36,7 @@ KINDS = ("weight", "weight.config", "doc", "code", "dataset")
 """What a file is, as ModelPack sorts them."""
 MAX_CONFIG_BYTES = 4 << 20
 GRACE = 3600.0
-"""Seconds an unnamed blob is left alone, because somebody may be about to name it."""
+"""Seconds an unnamed blob is left alone while somebody is writing, who may be about to name it."""
 
 
 @dataclass(frozen=True)
@@ -401,18 +401,26 @@ def reachable(store: Store, index: Index) -> set[str]:
     return found
 
 
-def collect(store: Store, now: float, *, grace: float = GRACE, unnamed: bool = False) -> tuple[Blob, ...]:
-    """Remove the blobs nothing names, older than `grace` seconds; with `unnamed`, first the packages without a name.
+def collect(
+    store: Store, now: float, *, grace: float = GRACE, unnamed: bool = False, dry_run: bool = False
+) -> tuple[Blob, ...]:
+    """Remove the blobs nothing names, and return them; with `unnamed`, also the packages without a name.
 
-    now: seconds since the epoch. Safe while others write: what they put is young, and naming it checks that it is there.
-    Raises StoreFailed, with nothing removed, where a manifest can't be read, since what it names is then not known.
+    now: seconds since the epoch. Safe while others write: then only what is older than `grace` seconds goes, and naming a
+    package checks that it is all there. dry_run: remove nothing. Raises StoreFailed, with nothing removed, where a manifest
+    can't be read, since what it names is then not known.
     """
-    if unnamed:
-        store.edit(_without_unnamed)
-    return store.sweep(lambda index: reachable(store, index), now - grace)
+    if unnamed and not dry_run:
+        store.edit(without_unnamed)
+
+    def live(index: Index) -> set[str]:
+        return reachable(store, without_unnamed(index) if unnamed else index)
+
+    return store.sweep(live, now - grace, dry_run=dry_run)
 
 
-def _without_unnamed(index: Index) -> Index:
+def without_unnamed(index: Index) -> Index:
+    """The index without packages that have no name, and what refers to them."""
     named = {e.digest for e in index if e.ref}
     gone = {e.digest for e in packages(index) if e.digest not in named}
     return without_orphans(tuple(e for e in index if e.digest not in gone), gone)

@@ -6,6 +6,7 @@ A store of your own: subclass `StoreContract` in a test module, give it a fixtur
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
@@ -27,8 +28,10 @@ class MemoryStore:
         self._index: Index = ()
         self._clock = clock
         self._lock = threading.Lock()
+        self._writing: set[int] = set()
 
     def put(self, chunks: Iterable[bytes], digest: str | None = None) -> Blob:
+        self._writing.add(threading.get_ident())
         data = b"".join(chunks)
         found = digest_of(data)
         if digest not in (None, found):
@@ -47,14 +50,21 @@ class MemoryStore:
 
     def edit(self, change: Callable[[Index], Index]) -> Index:
         with self._lock:
+            self._writing.discard(threading.get_ident())
             self._index = change(self._index)
             return self._index
 
-    def sweep(self, live: Callable[[Index], Set[str]], older_than: float) -> tuple[Blob, ...]:
+    def sweep(
+        self, live: Callable[[Index], Set[str]], older_than: float, *, dry_run: bool = False
+    ) -> tuple[Blob, ...]:
         with self._lock:
             keep = live(self._index)
-            going = [d for d in self.blobs if d not in keep and self._put_at[d] < older_than]
-            return tuple(Blob(d, len(self.blobs.pop(d))) for d in going)
+            before = older_than if self._writing else math.inf
+            going = [d for d in self.blobs if d not in keep and self._put_at.get(d, 0) < before]
+            removed = tuple(Blob(d, len(self.blobs[d])) for d in going)
+            for digest in () if dry_run else going:
+                del self.blobs[digest]
+            return removed
 
 
 class MemoryBlob:
@@ -166,13 +176,37 @@ class StoreContract:
             list(pool.map(add, range(40)))
         assert {e.ref for e in store.index()} == {f"x:{n}" for n in range(40)}
 
-    def test_a_sweep_takes_what_is_neither_live_nor_young(self, store: Store) -> None:
-        kept, old = store.put([b"kept"]), store.put([b"old"])
-        future = time.time() + 60
-        assert store.sweep(lambda _: {kept.digest}, older_than=time.time() - 60) == ()
-        assert store.sweep(lambda _: {kept.digest}, older_than=future) == (old,)
+    def test_a_sweep_takes_what_is_not_live(self, store: Store) -> None:
+        kept, other = store.put([b"kept"]), store.put([b"other"])
+        store.edit(lambda index: index)
+        assert store.sweep(lambda _: {kept.digest}, older_than=0) == (other,)
         assert has(store, kept.digest)
-        assert not has(store, old.digest)
+        assert not has(store, other.digest)
+
+    def test_while_somebody_writes_a_sweep_leaves_what_is_young(self, store: Store) -> None:
+        blob = store.put([b"about to be named"])
+        assert store.sweep(lambda _: set(), older_than=time.time() - 60) == ()
+        assert has(store, blob.digest)
+        assert store.sweep(lambda _: set(), older_than=time.time() + 60) == (blob,)
+
+    def test_a_writer_is_at_work_until_it_edits_whoever_else_edits(self, store: Store) -> None:
+        blob = store.put([b"about to be named"])
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(store.edit, lambda index: index).result()
+            assert pool.submit(store.sweep, lambda _: set(), older_than=0).result() == ()
+            with pytest.raises(StoreFailed):
+                store.edit(self._fails)
+            assert pool.submit(store.sweep, lambda _: set(), older_than=0).result() == (blob,)
+
+    @staticmethod
+    def _fails(index: Index) -> Index:
+        raise StoreFailed("No.")
+
+    def test_a_dry_sweep_tells_what_would_go_and_takes_nothing(self, store: Store) -> None:
+        blob = store.put([b"x"])
+        store.edit(lambda index: index)
+        assert store.sweep(lambda _: set(), older_than=0, dry_run=True) == (blob,)
+        assert has(store, blob.digest)
 
     def test_a_sweep_is_told_the_index_of_its_moment(self, store: Store) -> None:
         blob = store.put([b"x"])
