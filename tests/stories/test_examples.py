@@ -26,6 +26,8 @@ import pytest
 
 import mlpacker
 
+pytestmark = pytest.mark.timeout(900)  # the first test of an example also trains, packs and starts it
+
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MLPACKER = str(Path(sys.executable).with_name("mlpacker"))
 NAMES = ("iris", "mine-safety", "plant-quality", "visual-inspection")
