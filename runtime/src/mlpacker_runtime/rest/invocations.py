@@ -65,7 +65,9 @@ def _split(reader: Reader, value: Any) -> Read:
         raise BadInput("'dataframe_split' needs 'data', a list of rows.")
     if names is None:
         return reader.lists(data)
-    if not isinstance(names, list):
+    if not isinstance(names, list) or not all(
+        type(n) in (str, int) for n in names
+    ):  # pandas numbers nameless columns
         raise BadInput("'columns' of 'dataframe_split' is a list of names.")
     for i, row in enumerate(data):
         if not isinstance(row, list) or len(row) != len(names):

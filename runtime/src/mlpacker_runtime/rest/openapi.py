@@ -152,7 +152,7 @@ def _tensor() -> Schema:
             "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
             "datatype": {"type": "string", "enum": list(DATATYPES)},
             "data": {"type": "array", "description": "Flat or nested, row by row."},
-            "parameters": {"type": "object"},
+            "parameters": {"type": ["object", "null"]},
         },
         "required": ["name", "shape", "datatype"],
     }
@@ -161,16 +161,16 @@ def _tensor() -> Schema:
 def _infer_request() -> Schema:
     output = {
         "type": "object",
-        "properties": {"name": {"type": "string"}, "parameters": {"type": "object"}},
+        "properties": {"name": {"type": "string"}, "parameters": {"type": ["object", "null"]}},
         "required": ["name"],
     }
     return {
         "type": "object",
         "properties": {
-            "id": {"type": "string"},
-            "parameters": {"type": "object"},
+            "id": {"type": ["string", "null"]},
+            "parameters": {"type": ["object", "null"]},
             "inputs": {"type": "array", "items": {"$ref": "#/components/schemas/Tensor"}, "minItems": 1},
-            "outputs": {"type": "array", "items": output},
+            "outputs": {"type": ["array", "null"], "items": output},
         },
         "required": ["inputs"],
     }
@@ -298,12 +298,12 @@ def _mlflow() -> Schema:
     split = {
         "type": "object",
         "properties": {
-            "columns": {"type": "array", "items": {"type": "string"}},
+            "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"]}},
             "data": {"type": "array", "items": {"type": "array"}},
         },
         "required": ["data"],
     }
-    params = {"type": "object"}
+    params = {"type": ["object", "null"]}
     one_of = {
         "dataframe_records": rows,
         "dataframe_split": split,

@@ -37,6 +37,7 @@ def write(served: Served, description: dict[str, Any]) -> bytes:
         "infer": escape(dumps(openapi.example_infer(served)).decode()),
         "infer_path": escape(f"/v2/models/{served.name}/infer"),
         "routes": _routes(description),
+        "hidden": "" if "security" in description else " hidden",
         "style": STYLE,
         "script": SCRIPT,
     }
@@ -76,7 +77,7 @@ def _line(field: Field) -> str:
         else f"{field.dtype} [{' × '.join('n' if n < 0 else str(n) for n in field.shape[1:])}]"
     )
     notes = [] if field.required else ["optional"]
-    notes += ["may be null"] if field.nullable or field.dtype.startswith("float") else []
+    notes += ["may be null"] if field.nullable else []
     if field.categories:
         labels = ", ".join(str(c) for c in field.categories[:SHOWN_VALUES])
         notes.append(labels + (" …" if len(field.categories) > SHOWN_VALUES else ""))
@@ -115,7 +116,7 @@ input[type=password]{border:1px solid var(--line);border-radius:9px;padding:8px 
 .ok{color:var(--good)}.bad{color:var(--bad)}ol.stages{display:flex;flex-wrap:wrap;gap:8px;list-style:none;margin:16px 0 0;padding:0}
 ol.stages li{border:1px solid var(--line);border-radius:10px;padding:5px 12px;background:var(--paper);font-size:14px}ol.stages li span{color:var(--dim);margin-left:8px}ol.stages li+li::before{content:"→";color:var(--dim);margin-right:10px}
 ul.routes{list-style:none;margin:0;padding:0}ul.routes li{display:flex;gap:12px;align-items:baseline;padding:5px 0;flex-wrap:wrap}.verb{font:700 11.5px ui-monospace,monospace;width:44px}.verb.post{color:var(--accent)}.verb.get{color:var(--good)}
-.curl{position:relative;margin-top:12px}.curl button{position:absolute;right:6px;top:6px}
+.curl{position:relative;margin-top:12px}.curl pre{padding-right:72px}.curl button{position:absolute;right:6px;top:6px}
 """
 
 SCRIPT = """
@@ -130,14 +131,14 @@ const text=await r.text();s.textContent=r.status+' in '+ms+' ms';s.className=r.o
 catch(e){s.textContent='no answer: '+e.message;s.className='bad'}out.hidden=false;q('#try').disabled=false}
 q('#try').addEventListener('click',go);q('#rows').addEventListener('input',show);q('#key').addEventListener('input',show);
 document.addEventListener('keydown',e=>{if((e.ctrlKey||e.metaKey)&&e.key==='Enter')go()});
-document.querySelectorAll('[data-copy]').forEach(b=>b.addEventListener('click',async()=>{await navigator.clipboard.writeText(q(b.dataset.copy).textContent);b.textContent='copied';setTimeout(()=>b.textContent='copy',1200)}));show();
+document.querySelectorAll('[data-copy]').forEach(b=>b.addEventListener('click',async()=>{await navigator.clipboard.writeText(q(b.dataset.copy).textContent);b.textContent='copied';setTimeout(()=>b.textContent='copy',1200)}));show();if(location.hash==='#try')go();
 """
 
 PAGE = """<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
 <title>{{title}} · MLPacker</title><link rel=icon href="data:,"><style>{{style}}</style></head><body><main>
 <header><h1>{{title}}<span class=tag>version {{version}}</span></h1><div class=digest>{{digest}}</div>{{said}}<ol class=stages>{{stages}}</ol></header>
 <section><h2><label for=rows>Try it</label></h2><textarea id=rows spellcheck=false>{{rows}}</textarea>
-<div class=bar><button id=try>Predict</button><input id=key type=password placeholder="API key, if one is set" autocomplete=off aria-label="API key"><span id=said class=dim role=status>Ctrl + Enter</span></div>
+<div class=bar><button id=try>Predict</button><input id=key type=password placeholder="API key" autocomplete=off aria-label="API key"{{hidden}}><span id=said class=dim role=status>Ctrl + Enter</span></div>
 <pre id=out hidden aria-label="Answer"></pre></section>
 <div class=two><section><h2>What goes in</h2><div class=scroll>{{inputs}}</div></section><section><h2>What comes out</h2><div class=scroll>{{outputs}}</div></section></div>
 <section><h2>From a terminal</h2><div class=curl><pre id=curl></pre><button class=plain data-copy="#curl">copy</button></div>
