@@ -18,7 +18,7 @@ import pytest
 from mlpacker.environments import asof, captured, install, interpreters, libraries, lock, resolve, wheels
 from mlpacker.environments.lock import Lock, Requirements
 from mlpacker.environments.resolve import RuntimeRequirements
-from mlpacker.environments.runtime_wheel import RuntimeWheel, runtime_wheel
+from mlpacker.environments.runtime_wheel import RuntimeWheel, read, runtime_wheel
 from mlpacker.environments.uv import Indexes
 from mlpacker.errors import EnvironmentFailed
 
@@ -256,6 +256,23 @@ def test_an_environment_is_made_once_and_found_again_at_once(home, runtime, need
     assert time.monotonic() - began < 0.5
     assert install.size(made.folder) > 10_000_000
     assert list(made.folder.rglob("joblib/__pycache__/*.pyc")), "bytecode is compiled"
+
+
+def test_with_a_new_runtime_the_packages_are_taken_over(tmp_path, runtime, needed):
+    locked, told = small(needed, "six==1.16.0"), []
+    first = install.ensure(locked, tmp_path, runtime)
+    newer = tmp_path / runtime.path.name
+    with zipfile.ZipFile(runtime.path) as old, zipfile.ZipFile(newer, "w") as new:
+        for item in old.infolist():
+            new.writestr(item, old.read(item))
+        new.comment = b"another build"
+    second = install.ensure(locked, tmp_path, read(newer), progress=told.append)
+    assert second.key != first.key
+    assert told == ["making an environment: the packages are here, the runtime is new"]
+    shared = [next(made.folder.rglob("six.py")).stat().st_ino for made in (first, second)]
+    assert shared[0] == shared[1]
+    install.prune(tmp_path, {second.key})
+    assert run(second.python, "import six, mlpacker_runtime; print(six.__version__)") == "1.16.0"
 
 
 def test_an_environment_whose_interpreter_is_gone_is_made_anew(tmp_path, runtime, needed):

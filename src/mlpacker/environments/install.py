@@ -1,17 +1,18 @@
 """Locks → environments on disk: made once, kept under the key of what they hold, found again at once.
 
 An environment is built in its final place under a file lock, and a marker is written last: what has no marker was
-interrupted and is built anew. It is never changed afterwards.
+interrupted and is built anew. It is never changed afterwards, so another with the same packages can share its files.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -141,28 +142,32 @@ def _build(
 ) -> None:
     shutil.rmtree(environment.folder, ignore_errors=True)
     _check(runtime)
-    progress(f"making an environment: Python {interpreter.full}, {len(pins)} packages")
     if wheels is not None:
         indexes = Indexes(
             find_links=(str(wheels.resolve()), *indexes.find_links), only_links=_all_in(wheels, pins)
         )
-    with tempfile.TemporaryDirectory(prefix="mlpacker-install-") as scratch:
+    kin = key_of(pins, interpreter.full, str(interpreter.base), "")
+    twin = _twin(environment.folder.parent, kin)
+    if twin is not None and _copied(twin, environment.folder):
+        progress("making an environment: the packages are here, the runtime is new")
+        _install(environment, (), runtime, indexes)
+    else:
+        progress(f"making an environment: Python {interpreter.full}, {len(pins)} packages")
         argv = ["venv", "--quiet", "--no-project", "--python", str(interpreter.path), str(environment.folder)]
-        uv(argv, cwd=Path(scratch), failing="The environment can't be made")
+        uv(argv, cwd=environment.folder.parent, failing="The environment can't be made")
+        _install(environment, pins, runtime, indexes)
+    (environment.folder / _MARKER).write_text(kin + "\n")
+
+
+def _install(
+    environment: Environment, pins: tuple[Pin, ...], runtime: RuntimeFile, indexes: Indexes
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="mlpacker-install-") as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(requirements_text(pins, runtime))
-        argv = [
-            *(
-                "pip",
-                "install",
-                "--quiet",
-                "--python",
-                str(environment.python),
-                "--no-deps",
-                "--require-hashes",
-            ),
-            *("--only-binary", ":all:", "--compile-bytecode", "-r", str(wanted)),
-        ]
+        argv = ["pip", "install", "--quiet", "--python", str(environment.python), "--no-deps"]
+        argv += ["--require-hashes", "--only-binary", ":all:", "--reinstall-package", "mlpacker-runtime"]
+        argv += ["--compile-bytecode", "-r", str(wanted)]
         uv(
             argv,
             cwd=Path(scratch),
@@ -170,7 +175,33 @@ def _build(
             seconds=INSTALL_SECONDS,
             failing="The environment can't be installed",
         )
-    (environment.folder / _MARKER).write_text(environment.key + "\n")
+
+
+def _twin(folder: Path, kin: str) -> Path | None:
+    """An environment of the same packages and interpreter with another runtime: after an update there is one."""
+    for marker in folder.glob(f"*/{_MARKER}"):
+        with suppress(OSError):
+            if marker.read_text().strip() == kin and (marker.parent / "bin" / "python").exists():
+                return marker.parent
+    return None
+
+
+def _copied(twin: Path, folder: Path) -> bool:
+    """Link its files, which nobody changes, bytecode too: minutes of work on a small machine.
+
+    Its scripts stay: their first lines name it.
+    """
+
+    def left(place: str, names: list[str]) -> list[str]:
+        scripts = [n for n in names if not n.startswith("python")] if Path(place) == twin / "bin" else []
+        return [*scripts, _MARKER]
+
+    try:
+        shutil.copytree(twin, folder, symlinks=True, copy_function=os.link, ignore=left)
+    except (OSError, shutil.Error):  # it was removed meanwhile, or the file system has no links
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
 
 
 def requirements_text(pins: Iterable[Pin], runtime: RuntimeFile) -> str:
