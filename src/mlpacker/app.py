@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -294,17 +295,20 @@ class Mlpacker:
 
     @contextmanager
     def _carried_wheels(self, digest: str) -> Iterator[Path | None]:
-        """The wheels that hang on a package, in a folder; None where none do."""
+        """The wheels inside a package and those that hang on it, in one folder; None where there are none."""
         from .stores import referrers
 
-        carried = referrers.referrers(self.store, digest, WHEELS)
-        if not carried:
+        inside = self.materialise(digest) / "wheels"
+        hanging = referrers.referrers(self.store, digest, WHEELS)
+        if not hanging and not inside.is_dir():
             yield None
             return
         with tempfile.TemporaryDirectory(prefix="mlpacker-wheels-") as folder:
-            for i, referrer in enumerate(carried):
+            for i, referrer in enumerate(hanging):
                 for wheel in referrers.referrer_files(self.store, referrer, Path(folder, str(i))).values():
                     wheel.replace(Path(folder, wheel.name))
+            for wheel in inside.glob("*.whl"):
+                shutil.copyfile(wheel, Path(folder, wheel.name))
             yield Path(folder)
 
     def materialise(self, digest: str) -> Path:
@@ -357,14 +361,16 @@ class Mlpacker:
         digest = self.resolve(ref)
         platform = platform or interpreters.inspect(Path(sys.executable)).platform
         self.events.step(f"Fetching the wheels for {platform}")
+        carried = self.materialise(digest) / "wheels"
         with tempfile.TemporaryDirectory(prefix="mlpacker-wheels-") as folder:
             files: dict[str, bytes | Path] = {}
             for name, lock in self.locks(digest).items():
                 place = Path(folder) / name
                 runtime = runtime_wheel(self.home / "cache")
-                for wheel in wheels.download_wheels(
-                    lock, platform, place, runtime, progress=self.events.note
-                ):
+                fetched = wheels.download_wheels(
+                    lock, platform, place, runtime, carried=carried, progress=self.events.note
+                )
+                for wheel in fetched:
                     files[wheel.name] = wheel
             referrers.attach_files(
                 self.store, digest, WHEELS, files, {PLATFORM: platform}, progress=self.events.progress
@@ -429,7 +435,17 @@ class Mlpacker:
         return Opened(info, self.materialise(info.digest), self.environments(info.digest), accepted)
 
     def _accepted(self, info: Info, trust_code: bool) -> bool:
-        return trust.require(self.home, info.digest, info.manifest.holds_code, trust_code, info.name)
+        return trust.require(self.home, info.digest, self._reasons(info), trust_code, info.name)
+
+    def _reasons(self, info: Info) -> tuple[str, ...]:
+        """Why running the package would run code that its packer chose."""
+        from .stores import packages, referrers
+
+        files = packages.read_files(self.store, info.digest)
+        hanging = referrers.referrers(self.store, info.digest, WHEELS)
+        wheels = bool(hanging) or any(p.startswith("wheels/") for p in files)
+        locked = [p for lock in self.locks(info.digest).values() for p in lock.platforms.values()]
+        return trust.reasons(info.manifest.holds_code, wheels, (pin.name for p in locked for pin in p.pins))
 
     def score(
         self,
@@ -503,7 +519,9 @@ def crew_environ(environ: Mapping[str, str]) -> dict[str, str]:
 def _kind(path: str) -> str:
     """What a file of a package is, as ModelPack sorts them."""
     top = path.partition("/")[0]
-    return {"models": "weight", "code": "code", "sample.json": "dataset"}.get(top, "weight.config")
+    return {"models": "weight", "code": "code", "wheels": "code", "sample.json": "dataset"}.get(
+        top, "weight.config"
+    )
 
 
 @dataclass(frozen=True)

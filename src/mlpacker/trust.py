@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -35,15 +36,42 @@ def accepted(home: Path, digest: str) -> bool:
     return _place(home, digest).exists()
 
 
-def require(home: Path, digest: str, holds_code: bool, trust_code: bool, what: str) -> bool:
-    """Whether the package's code may run here; records `trust_code`. Raises Refused where it holds code nobody accepted."""
+ORDINARY = frozenset(
+    """
+    catboost certifi charset-normalizer click cloudpickle contourpy cycler exceptiongroup flatbuffers fonttools graphviz h11
+    httptools idna imbalanced-learn jinja2 joblib kiwisolver lightgbm llvmlite markupsafe matplotlib ml-dtypes mpmath msgspec
+    narwhals numba numpy onnx onnxruntime packaging pandas patsy pillow plotly prettytable protobuf pyarrow pyparsing
+    python-dateutil pytz pyyaml requests scikit-image scikit-learn scipy six skops statsmodels sympy tabulate tenacity
+    threadpoolctl tomli tqdm typing-extensions tzdata urllib3 uvicorn uvloop wcwidth xgboost xgboost-cpu
+    """.split()
+)
+"""Distributions whose presence in a stranger's lock says nothing: they come from this machine's own index, by hash."""
+
+
+def reasons(holds_code: bool, brings_wheels: bool, pins: Iterable[str]) -> tuple[str, ...]:
+    """Why running a package would run code that its packer chose; () where it would not.
+
+    A wheel is code as well: installing one that is not ordinary can run it at every start of the interpreter.
+    """
+    unusual = sorted(set(pins) - ORDINARY)
+    said = ["code, or imports its packer trusted"] if holds_code else []
+    said += ["wheels of its own"] if brings_wheels else []
+    said += [f"the distribution{'s' if unusual[1:] else ''} {', '.join(unusual[:5])}"] if unusual else []
+    return tuple(said)
+
+
+def require(home: Path, digest: str, why: Sequence[str], trust_code: bool, what: str) -> bool:
+    """Whether the package's code may run here; records `trust_code`. Raises Refused where nobody here accepted it.
+
+    why: see `reasons`; a package with none runs unaccepted, and none of its code does.
+    """
     if trust_code:
         accept(home, digest, "--trust-code")
     if accepted(home, digest):
         return True
-    if holds_code:
+    if why:
         raise Refused(
-            f"{what} was not packed on this machine, and it holds code or imports that nobody here accepted.",
+            f"{what} was not packed on this machine, and it brings {' and '.join(why)}, which nobody here accepted.",
             "If you know where it is from, accept it once with --trust-code.",
             digest=digest,
         )

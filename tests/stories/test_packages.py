@@ -83,7 +83,9 @@ def test_a_saved_package_runs_elsewhere_with_no_index_reachable(packed: Person, 
         },
     )
     far.says("load", "iris.tar")
-    far.says("score", "iris", "rows.csv", "-o", "far.csv")
+    refused = far.says("score", "iris", "rows.csv", "-o", "far.csv", code=4)
+    assert "wheels of its own" in refused.stderr
+    far.says("score", "iris", "rows.csv", "-o", "far.csv", "--trust-code")
     assert (packed.folder / "far.csv").read_bytes() == (packed.folder / "here.csv").read_bytes()
     assert far.told("inspect", "iris") == packed.told("inspect", "iris")
 

@@ -20,7 +20,7 @@ from mlpacker_runtime.manifest import Environment, Manifest, Stage
 from mlpacker_runtime.signature import Field
 
 from .. import tables
-from ..environments import captured, install, interpreters, resolve
+from ..environments import captured, install, interpreters, libraries, resolve, wheels
 from ..environments import lock as locks
 from ..environments.interpreters import Installed
 from ..environments.runtime_wheel import RuntimeWheel, runtime_wheel
@@ -149,11 +149,31 @@ def _environments(
         g.name: _lock(g, pipeline, drafted, reference, options, runtime, events, frames) for g in groups
     }
     events.step("Building the environment")
-    pythons = {
-        name: install.ensure(lock, home, runtime, indexes=options.indexes, progress=events.note).python
+    made = {
+        name: install.ensure(
+            lock,
+            home,
+            runtime,
+            wheels=drafted.folder / "wheels",
+            indexes=options.indexes,
+            progress=events.note,
+        )
         for name, lock in locked.items()
     }
-    return locked, pythons
+    for name, environment in made.items():
+        needed = libraries.needed_libraries(environment.folder)
+        locked[name] = locks.with_libraries(locked[name], needed)
+        _check_libraries(environment.python, needed)
+    return locked, {name: environment.python for name, environment in made.items()}
+
+
+def _check_libraries(python: Path, needed: tuple[str, ...]) -> None:
+    missing = libraries.missing_libraries(python, needed)
+    if missing:
+        raise EnvironmentFailed(
+            f"The environment needs {', '.join(missing)}, which no wheel brings and this machine lacks.",
+            "Install it with the system's packages (libgomp.so.1: apt-get install libgomp1).",
+        )
 
 
 def _wants_frames(
@@ -318,12 +338,14 @@ def _lock(
     """
     facts = [drafted.facts[s.name] for s in group.stages]
     modules = {m for f in facts for m in f.modules} | ({"pandas"} if frames else set())
+    needed = captured.distributions_for(modules, reference.installed)
+    strangers = captured.strangers(reference.installed, needed) if reference.installed else ()
     requirements = captured.pins(
         group.versions,
         user=[*pipeline.requirements, *(r for s in group.stages for r in s.requirements)],
         mlmodel=[r for f in facts for r in f.requirements],
         training=reference.installed,
-        needed=captured.distributions_for(modules, reference.installed),
+        needed=needed,
     )
     told = {f.python for f in facts if f.python} | {s.python for s in group.stages if s.python}
     python = min(told) if told else pipeline.python or reference.python
@@ -331,13 +353,18 @@ def _lock(
         raise BadDescription(
             f"The stages of environment {group.name!r} need Python {' and '.join(sorted(told))}."
         )
-    return _resolve(requirements, python, any(f.code and f.python for f in facts), options, runtime, events)
+    bound = any(f.code and f.python for f in facts)
+    carried = drafted.folder / "wheels"
+    carried.mkdir(exist_ok=True)
+    return _resolve(requirements, python, bound, carried, strangers, options, runtime, events)
 
 
 def _resolve(
     requirements: tuple[str, ...],
     python: str | None,
     bound: bool,
+    carried: Path,
+    strangers: Sequence[interpreters.Distribution],
     options: Options,
     runtime: RuntimeWheel,
     events: Events,
@@ -346,8 +373,17 @@ def _resolve(
     known = interpreters.available(options.environ)
     if not known:
         raise EnvironmentFailed("No Python from 3.10 on was found here.", "Install one.")
-    here = interpreters.find(known[0], options.environ)
+    here = interpreters.find(python if python in known else known[0], options.environ)
     assert here is not None
+    requirements = wheels.carry(
+        requirements,
+        carried,
+        here,
+        sources={d.name: d.source for d in strangers},
+        allow_build=options.allow_build,
+        indexes=options.indexes,
+        progress=events.note,
+    )
     chosen = resolve.choose_python(
         requirements,
         python,
@@ -355,6 +391,7 @@ def _resolve(
         available=known,
         must_be_trained=bound,
         indexes=options.indexes,
+        carried=carried,
     )
     if python is not None and chosen != python:
         events.warn(f"Trained with Python {python}; packed for {chosen}, the newest here that has all pins.")
@@ -364,6 +401,7 @@ def _resolve(
         here=here.platform,
         platforms=options.platforms,
         indexes=options.indexes,
+        carried=carried,
         progress=events.note,
     )
 

@@ -92,7 +92,8 @@ def find(index: Index, text: str) -> Entry:
 def _by_name(index: Index, ref: Ref) -> Entry | None:
     if ref.version is not None:
         return next((e for e in index if e.ref == ref.tag), None)
-    return next((e for e in reversed(index) if name_of(e) == ref.name), None)
+    mine = [e for e in index if name_of(e) == ref.name]
+    return next((e for e in reversed(mine) if e.ref), mine[-1] if mine else None)
 
 
 def _by_digest(index: Index, ref: Ref) -> Entry | None:

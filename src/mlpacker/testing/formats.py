@@ -198,7 +198,7 @@ class FormatContract:
             "adapter = formats.get(found)\n"
             "adapter.inspect(files, path, formats.Trust(names, sys.argv[3] == 'True'))\n"
             "new = {m.partition('.')[0] for m in set(sys.modules) - before if m[0] != '_'}\n"
-            "print(found, *sorted(new - sys.stdlib_module_names - {adapter.__name__.partition('.')[0], 'numpy', 'mlpacker_runtime', 'yaml', '_yaml'}))\n"
+            "print(found, *sorted(new - sys.stdlib_module_names - {adapter.__name__.partition('.')[0], 'numpy', 'mlpacker_runtime', 'yaml', 'cython_runtime'}))\n"
         )
         argv = [
             sys.executable,
