@@ -43,7 +43,7 @@ ORDINARY = frozenset(
     narwhals numba numpy onnx onnxruntime packaging pandas patsy pillow plotly prettytable protobuf pyarrow pyparsing
     python-dateutil pytz pyyaml requests scikit-image scikit-learn scipy six skops statsmodels sympy tabulate tenacity
     threadpoolctl tomli tqdm typing-extensions tzdata urllib3 uvicorn uvloop wcwidth xgboost xgboost-cpu
-    """.split()
+    """.split()  # noqa: SIM905  words read better without quotes
 )
 """Distributions whose presence in a stranger's lock says nothing: they come from this machine's own index, by hash."""
 
