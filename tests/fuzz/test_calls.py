@@ -65,8 +65,11 @@ def answered(takes: str, values: list[Any], outputs: tuple[Field, ...]) -> None:
     assert all(c.shape[0] == len(outcome.batch) for c in outcome.batch.columns.values())
 
 
-@pytest.mark.parametrize("takes", ["record", "values", "matrix", "columns", "list", "records"])
-@given(values=st.tuples(returned, returned, returned), outputs=fields)
+@given(
+    takes=st.sampled_from(["record", "values", "matrix", "columns", "list", "records"]),
+    values=st.tuples(returned, returned, returned),
+    outputs=fields,
+)
 def test_whatever_a_function_returns_is_answered_or_told(
     takes: str, values: tuple[Any, ...], outputs: tuple[Field, ...]
 ) -> None:

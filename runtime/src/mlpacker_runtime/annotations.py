@@ -114,9 +114,10 @@ def _resolve(hint: Any, function: Any) -> Any:
         return hint
 
 
-def takes_of(function: Any, label: str, frames: bool) -> Takes:
+def takes_of(function: Any, label: str, frames: bool, values: bool = False) -> Takes:
     """How the callable wants its rows. frames: what it is given unannotated (a DataFrame, else records).
 
+    values: its parameters are columns, whatever it says.
     Raises BadInput, naming `label`, for a callable that can't be a stage.
     """
     if is_async(function):
@@ -134,7 +135,7 @@ def takes_of(function: Any, label: str, frames: bool) -> Takes:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     if not positional:
         return _without_parameters(parameters, needed, label, frames)
-    if len(needed) > 1 or _is_scalar(hints.get(positional[0].name)):
+    if values or len(needed) > 1 or _is_scalar(hints.get(positional[0].name)):
         return _by_name(parameters, needed, hints, label)
     first = positional[0]
     return _takes(hints.get(first.name), label, frames)

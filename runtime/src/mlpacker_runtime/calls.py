@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -195,7 +196,7 @@ class Call:
         self.label = label
         self.name = name
         self.stage = stage
-        self.takes = _as_told(takes_of(function, label, frames), stage.takes, label)
+        self.takes = _as_told(takes_of(function, label, frames, stage.takes == "values"), stage.takes, label)
         self.gives: Gives = gives_of(function)
         self.fields = () if several else _promised(self.outputs() or (), stage.outputs)
         self.plain = _is_function(function) and not hasattr(function, "__self__")
@@ -483,36 +484,35 @@ class Call:
 
     def _result(self, result: Any, batch: Batch) -> Outcome:
         """What is not a DataFrame: an array, a list or a dict of arrays, a value for each row in order."""
-        if isinstance(result, Iterator) and not is_sparse(result):
-            result = list(result)
-        if isinstance(result, list) and any(
-            isinstance(r, Mapping) or _is_object(r) or r is None for r in result[:1000]
-        ):
+        if isinstance(result, Iterator):
+            result = list(itertools.islice(result, len(batch) + 1))
+        if isinstance(result, list) and any(_is_record(r) for r in result[:1000]):
             return self._listed(result, batch)
-        if (
-            result is None
-            or isinstance(result, (str, bytes, tuple))
-            or not (isinstance(result, Mapping) or hasattr(result, "__len__"))
-        ):
-            raise self._wrong(result)
         if hasattr(result, "iloc") and len(result) == len(batch):
             return Outcome(self._from_pandas(result, batch.rows))
-        values = (
-            {str(k): _listed_column(v) for k, v in result.items()}
-            if isinstance(result, Mapping)
-            else _listed_column(result)
-        )
-        if getattr(values, "shape", None) == () or (
-            isinstance(values, dict) and any(v.shape == () for v in values.values())
+        if isinstance(result, (str, bytes, tuple)) or not (
+            isinstance(result, Mapping) or hasattr(result, "__len__")
         ):
             raise self._wrong(result)
+        columns = self._arrays(result if isinstance(result, Mapping) else {self._lone: result})
+        if any(c.shape == () for c in columns.values()):
+            raise self._wrong(result)
         try:
-            return Outcome(from_result(values, batch.rows, self._lone))
+            return Outcome(from_result(columns, batch.rows, self._lone))
         except BadInput as cause:
+            count = next((c.shape[0] for c in columns.values() if c.shape[0] != len(batch)), 0)
             raise ModelFailed(
-                f"{self.label} returned {_count(values)} rows for {len(batch)} that went in: arrays keep length and order.",
+                f"{self.label} returned {count} rows for {len(batch)} that went in: arrays keep length and order.",
                 "Return a DataFrame that keeps its index, or take records, to drop or add rows.",
                 stage=self.stage.name,
+            ) from cause
+
+    def _arrays(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        try:
+            return {str(k): _listed_column(v) for k, v in values.items()}
+        except UNFIT as cause:
+            raise ModelFailed(
+                f"{self.label} returned values of different shapes: {cause}.", stage=self.stage.name
             ) from cause
 
     def _wrong(self, result: Any) -> ModelFailed:
@@ -645,6 +645,10 @@ def _fields_of(value: Any) -> dict[str, Any]:
     return dict(value.model_dump()) if hasattr(value, "model_dump") else {str(k): v for k, v in value.items()}
 
 
+def _is_record(value: Any) -> bool:
+    return value is None or isinstance(value, Mapping) or _is_object(value)
+
+
 def _is_many(value: Any) -> bool:
     return isinstance(value, (list, tuple, set, frozenset, Iterator)) or hasattr(value, "iloc")
 
@@ -673,11 +677,6 @@ def _listed_column(values: Any) -> Any:
     if isinstance(values, list) and not any(isinstance(v, (list, tuple, np.ndarray)) for v in values[:1]):
         return inferred(values)
     return values if is_sparse(values) else as_column(values)
-
-
-def _count(values: Any) -> int:
-    shapes = [v.shape for v in values.values()] if isinstance(values, dict) else [values.shape]
-    return next((int(s[0]) for s in shapes), 0)
 
 
 def _kind_of(value: Any) -> str:

@@ -63,7 +63,8 @@ def _numbers(values: list[Any], field: Field) -> Any:
     if wrong is not None:
         raise TypeError(f"{_shown(wrong)} for {field.name!r}, which is {field.dtype}.")
     try:
-        array = np.array(filled, dtype=dtype)
+        with np.errstate(over="ignore"):  # too large for a narrow float is infinite in it
+            array = np.array(filled, dtype=dtype)
     except (OverflowError, ValueError, TypeError) as cause:
         raise ValueError(f"a value for {field.name!r} that {field.dtype} can't hold: {cause}.") from cause
     return np.ma.MaskedArray(array, mask=null) if null.any() and dtype.kind != "f" else array

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect as inspection
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -142,7 +143,9 @@ def read(data: bytes, path: str) -> Source:
     if len(data) > MAX_SOURCE:
         raise BadInput(f"{path} is {len(data)} bytes long; a code file has at most {MAX_SOURCE}.")
     try:
-        tree = ast.parse(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what its author was told when it was written
+            tree = ast.parse(data)
     except SyntaxError as cause:
         raise BadInput(
             f"{path}:{cause.lineno or 1}: not Python {sys.version_info[0]}.{sys.version_info[1]}: {cause.msg}."
