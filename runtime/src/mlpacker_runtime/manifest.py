@@ -167,7 +167,9 @@ def _dataclass(kind: Any, value: dict[str, Any], path: str) -> Any:
     if unknown:
         raise BadInput(f"{path}.{unknown[0]}: unknown key.")
     given = {k: from_plain(hints[k], v, f"{path}.{k}") for k, v in value.items()}
-    missing = [f.name for f in dataclasses.fields(kind) if f.name not in given and _default(f) is dataclasses.MISSING]
+    missing = [
+        f.name for f in dataclasses.fields(kind) if f.name not in given and _default(f) is dataclasses.MISSING
+    ]
     if missing:
         raise BadInput(f"{path}.{missing[0]}: missing.")
     return kind(**given)

@@ -159,9 +159,7 @@ def _build(
     (environment.folder / _MARKER).write_text(kin + "\n")
 
 
-def _install(
-    environment: Environment, pins: tuple[Pin, ...], runtime: RuntimeFile, indexes: Indexes
-) -> None:
+def _install(environment: Environment, pins: tuple[Pin, ...], runtime: RuntimeFile, indexes: Indexes) -> None:
     with tempfile.TemporaryDirectory(prefix="mlpacker-install-") as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(requirements_text(pins, runtime))

@@ -129,7 +129,9 @@ def _with_names(error: BadInput | Refused, findings: Findings) -> BadInput | Ref
 
 def _report(plain: bytes, compression: str | None, findings: Findings) -> Report:
     names = sorted(f"{module}.{name}" for module, name in findings.globals)
-    modules = {module.partition(".")[0] for module, name in findings.globals if (module, name) != ARRAY_ON_DISK}
+    modules = {
+        module.partition(".")[0] for module, name in findings.globals if (module, name) != ARRAY_ON_DISK
+    }
     modules |= {module.partition(".")[0] for module in findings.imported_by_code}
     return Report(
         container="joblib" if findings.spans or compression else "pickle",

@@ -133,12 +133,16 @@ def get(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
         return point.load()
-    raise BadInput(f"There is no format {name!r} here.", f"Known are {', '.join(BUILT_IN)}; a plugin adds more.")
+    raise BadInput(
+        f"There is no format {name!r} here.", f"Known are {', '.join(BUILT_IN)}; a plugin adds more."
+    )
 
 
 def names() -> Iterator[str]:
     yield from BUILT_IN
-    yield from sorted(p.name for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name not in BUILT_IN)
+    yield from sorted(
+        p.name for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name not in BUILT_IN
+    )
 
 
 def find(files: Files, path: str) -> str:

@@ -37,7 +37,9 @@ def encode(header: dict[str, Any], batch: Batch | None = None) -> list[bytes | m
     return [PREFIX.pack(len(text), 0, sum(len(b) for b in body)), text, *body]
 
 
-def _put_column(tensors: list[dict[str, Any]], body: list[bytes | memoryview], name: str, column: Any) -> None:
+def _put_column(
+    tensors: list[dict[str, Any]], body: list[bytes | memoryview], name: str, column: Any
+) -> None:
     if is_sparse(column):
         csr = column.tocsr()
         for part, array in (("indptr", csr.indptr), ("indices", csr.indices), ("data", csr.data)):
@@ -52,7 +54,9 @@ def _put_column(tensors: list[dict[str, Any]], body: list[bytes | memoryview], n
         _put(tensors, body, name, "values", column)
 
 
-def _put_objects(tensors: list[dict[str, Any]], body: list[bytes | memoryview], name: str, column: np.ndarray) -> None:
+def _put_objects(
+    tensors: list[dict[str, Any]], body: list[bytes | memoryview], name: str, column: np.ndarray
+) -> None:
     values = column.ravel().tolist()
     valid = np.array([v is not None for v in values])
     if not valid.all():
@@ -63,9 +67,14 @@ def _put_objects(tensors: list[dict[str, Any]], body: list[bytes | memoryview], 
     elif all(isinstance(v, bytes) for v in given):
         kind, parts = "bytes", [v or b"" for v in values]
     else:
-        kind, parts = "object", [b"null" if v is None else json.dumps(v, default=_number).encode() for v in values]
+        kind, parts = (
+            "object",
+            [b"null" if v is None else json.dumps(v, default=_number).encode() for v in values],
+        )
     data = b"".join(piece for p in parts for piece in (len(p).to_bytes(4, "little"), p))
-    tensors.append({"column": name, "part": "values", "dtype": kind, "shape": list(column.shape), "size": len(data)})
+    tensors.append(
+        {"column": name, "part": "values", "dtype": kind, "shape": list(column.shape), "size": len(data)}
+    )
     body.append(data)
 
 
@@ -77,11 +86,25 @@ def _number(value: Any) -> Any:
 
 
 def _put(
-    tensors: list[dict[str, Any]], body: list[bytes | memoryview], column: str, part: str, array: np.ndarray, **more: Any
+    tensors: list[dict[str, Any]],
+    body: list[bytes | memoryview],
+    column: str,
+    part: str,
+    array: np.ndarray,
+    **more: Any,
 ) -> None:
     array = np.ascontiguousarray(array)
     array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-    tensors.append({"column": column, "part": part, "dtype": array.dtype.str[1:], "shape": list(array.shape), "size": array.nbytes, **more})
+    tensors.append(
+        {
+            "column": column,
+            "part": part,
+            "dtype": array.dtype.str[1:],
+            "shape": list(array.shape),
+            "size": array.nbytes,
+            **more,
+        }
+    )
     body.append(array.tobytes() if array.dtype.kind == "M" or not array.nbytes else array.data.cast("B"))
 
 
@@ -102,7 +125,16 @@ def decode(text: bytes, body: bytes | bytearray | memoryview) -> tuple[dict[str,
         return header, None if names is None else _batch(names, parts)
     except BadInput:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError, ImportError) as cause:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        RecursionError,
+        OverflowError,
+        ImportError,
+    ) as cause:
         raise BadInput(f"A frame that does not hold together: {cause}.") from cause
 
 
@@ -138,7 +170,13 @@ def _objects(raw: memoryview, kind: str, shape: tuple[int, ...]) -> np.ndarray:
         if end > len(raw):
             raise BadInput("A frame's element is longer than its tensor.")
         value = bytes(raw[at + 4 : end])
-        out[i] = value if kind == "bytes" else value.decode("utf-8", "surrogatepass") if kind == "string" else json.loads(value)
+        out[i] = (
+            value
+            if kind == "bytes"
+            else value.decode("utf-8", "surrogatepass")
+            if kind == "string"
+            else json.loads(value)
+        )
         at = end
     return out.reshape(shape)
 

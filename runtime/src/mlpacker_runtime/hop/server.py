@@ -68,7 +68,12 @@ class StageWorker:
 
 def error_value(error: errors.MlpackerError) -> dict[str, Any]:
     facts = {k: list(v) if isinstance(v, (tuple, set, frozenset)) else str(v) for k, v in error.facts.items()}
-    return {"class": type(error).__name__, "sentence": error.sentence, "next_step": error.next_step, "facts": facts}
+    return {
+        "class": type(error).__name__,
+        "sentence": error.sentence,
+        "next_step": error.next_step,
+        "facts": facts,
+    }
 
 
 def error_from(value: dict[str, Any]) -> errors.MlpackerError:
@@ -144,7 +149,9 @@ def files_of(package: Path, digest: str | None) -> Files:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="mlpacker-runtime stages", description="Answer for stages over a Unix socket.")
+    parser = argparse.ArgumentParser(
+        prog="mlpacker-runtime stages", description="Answer for stages over a Unix socket."
+    )
     parser.add_argument("--socket", required=True)
     parser.add_argument("--package", type=Path, required=True)
     parser.add_argument("--digest")
