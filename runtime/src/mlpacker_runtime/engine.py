@@ -74,7 +74,7 @@ def run_stage(stage: Stage, runner: Runner, batch: Batch, want: frozenset[str] |
         return runner.predict(batch, want)
     except Exception as cause:  # noqa: BLE001  a stage may raise anything, and must not take other rows with it
         if stage.stateful or stage.batch == "request" or len(batch) <= 1 or _is_of_all(cause):
-            return failed(stage, batch, cause)
+            return failed(stage, batch, cause, want)
         return _bisect(stage, runner, batch, want, cause)
 
 
@@ -123,9 +123,9 @@ def _in_order_of(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.argsort([place[int(r)] for r in rows], kind="stable")
 
 
-def failed(stage: Stage, batch: Batch, cause: Exception) -> Outcome:
-    """All rows of the batch failed for this reason."""
+def failed(stage: Stage, batch: Batch, cause: Exception, want: frozenset[str] | None = None) -> Outcome:
+    """All rows of the batch failed for this reason. What is left has the wanted columns, as any other answer."""
     said = cause.sentence if isinstance(cause, MlpackerError) else f"{type(cause).__name__}: {cause}"
     message = f"Stage {stage.name!r} failed: {said}"
-    nothing = _answer_nothing(stage, batch.take(slice(0, 0)), None).batch
+    nothing = _answer_nothing(stage, batch.take(slice(0, 0)), want).batch
     return Outcome(nothing, {int(r): message for r in batch.rows})
