@@ -689,3 +689,20 @@ def test_a_worker_that_is_started_again_counts_on(tmp_path: Path) -> None:
     again = Metrics(tmp_path, 0, ["toy"], ROUTES, {})
     again.request("predict", 200, 0.1)
     assert 'mlpacker_requests_total{route="predict",status="200"} 2' in again.text()
+
+
+def test_more_rows_than_the_limit_are_a_413() -> None:
+    toy = Served(limit_rows=2)
+    assert len(toy.post("/predict", [[1, 2, 3]] * 2)) == 2
+    assert "3 rows; this server takes 2" in toy.refused("/predict", [[1, 2, 3]] * 3, 413)
+
+
+def test_an_access_log_has_a_line_for_each_request() -> None:
+    lines: list[tuple[str, dict[str, Any]]] = []
+    toy = Served(access_log=True, log=lambda action, **facts: lines.append((action, facts)))
+    toy.post("/predict", [[1, 2, 3]])
+    toy.refused("/predict", [[1]])
+    assert [(a, f["route"], f["status"]) for a, f in lines] == [
+        ("request", "predict", 200),
+        ("request", "predict", 400),
+    ]

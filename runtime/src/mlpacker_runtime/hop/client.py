@@ -141,21 +141,24 @@ class StageWorker:
 class StageConnection:
     """A connection to a stage worker that somebody else keeps running, and starts again at the same path when it dies.
 
-    A question that meets a dead worker is asked once more of the next one, which is first told to load what this
-    connection had loaded. Called from one thread at a time.
+    A question that finds the worker dead waits for the next one, which is first told to load what this connection had
+    loaded. A worker that dies of a question is not asked the same again. Called from one thread at a time.
     """
 
     def __init__(self, path: str, seconds: float = RECONNECT_SECONDS) -> None:
-        """seconds: how long to wait for a worker that is being started. Raises nothing: the first question connects."""
+        """seconds: how long to wait for a worker that is being started. The first question connects."""
         self.path = path
         self.seconds = seconds
         self.connection: socket.socket | None = None
+        self.broken = False
         self.stages: dict[str, Stage] = {}
 
-    @property
-    def alive(self) -> bool:
-        """False from a failed question until one succeeds again."""
-        return self.connection is not None
+    def reachable(self) -> bool:
+        """Whether a question now would find a worker. From any thread, without waiting."""
+        if self.broken:
+            with socket.socket(socket.AF_UNIX) as trial:
+                self.broken = trial.connect_ex(self.path) != 0
+        return not self.broken
 
     def load(self, stage: Stage) -> Description:
         header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
@@ -171,34 +174,46 @@ class StageConnection:
         return RemoteStage(self, stage)
 
     def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
-        pieces = encode(question, batch)
-        if self.connection is not None:
-            try:
-                return _converse_once(self.connection, pieces)
-            except OSError:
-                self.close()
+        """Raises ModelFailed where there is no worker, or it dies of the question; and what it answers with."""
+        connection = self._send(encode(question, batch))
+        try:
+            return _answer_from(connection)
+        except OSError as cause:
+            self._lost()
+            raise ModelFailed(f"The stage worker ended while it answered: {cause}.") from cause
+
+    def _send(self, pieces: list[bytes | memoryview]) -> socket.socket:
         deadline = time.monotonic() + self.seconds
         while True:
             try:
-                self._connect()
-                assert self.connection is not None
-                return _converse_once(self.connection, pieces)
+                connection = self.connection or self._connect()
+                write_frame(connection, pieces)
             except OSError as cause:
-                self.close()
+                self._lost()
                 if time.monotonic() > deadline:
-                    raise ModelFailed(f"The stage worker at the end of the hop does not answer: {cause}.") from cause
+                    raise ModelFailed(
+                        f"The stage worker at the end of the hop does not answer: {cause}."
+                    ) from cause
                 time.sleep(0.05)
+            else:
+                return connection
 
-    def _connect(self) -> None:
+    def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(self.path)
             for stage in self.stages.values():
-                _converse_once(connection, encode({"op": "load", "stage": to_plain(stage)}))
+                write_frame(connection, encode({"op": "load", "stage": to_plain(stage)}))
+                _answer_from(connection)
         except BaseException:
             connection.close()
             raise
-        self.connection = connection
+        self.connection, self.broken = connection, False
+        return connection
+
+    def _lost(self) -> None:
+        self.broken = True
+        self.close()
 
     def close(self) -> None:
         if self.connection is not None:
@@ -206,9 +221,8 @@ class StageConnection:
             self.connection = None
 
 
-def _converse_once(connection: socket.socket, pieces: list[bytes | memoryview]) -> tuple[dict[str, Any], Batch | None]:
-    """One question, one answer. Raises OSError where the far end is gone, and what it answers with."""
-    write_frame(connection, pieces)
+def _answer_from(connection: socket.socket) -> tuple[dict[str, Any], Batch | None]:
+    """Raises OSError where the far end is gone, and what it answers with."""
     answer = read_frame(connection)
     if answer is None:
         raise ConnectionResetError("it closed the connection")

@@ -70,11 +70,11 @@ class Reader:
     def lists(self, rows: Sequence[Any]) -> Read:
         """Rows as lists of values, in the signature's order."""
         if self.matrix:
-            quick = _numbers(rows, len(self.fields))
+            quick = numbers(rows, len(self.fields))
             if quick is not None:
                 return Read(self._batch_of_matrix(quick), len(rows), {})
         if self.lone is not None:
-            quick = _numbers(rows, self.width) if self.plain_tensor is not None and self.width > 0 else None
+            quick = numbers(rows, self.width) if self.plain_tensor is not None and self.width > 0 else None
             return (self.tensor(quick) if quick is not None else None) or self._lone_lists(rows, self.lone)
         errors: dict[int, str] = {}
         kept: list[Sequence[Any]] = []
@@ -101,7 +101,7 @@ class Reader:
         if self.matrix:
             names = self.names
             try:
-                quick = _numbers([[row[n] for n in names] for row in rows], len(names))
+                quick = numbers([[row[n] for n in names] for row in rows], len(names))
             except (KeyError, TypeError, IndexError):
                 quick = None
             if quick is not None:
@@ -223,7 +223,7 @@ class Reader:
         return Read(batch, count, errors)
 
 
-def _numbers(rows: Any, width: int) -> np.ndarray | None:
+def numbers(rows: Any, width: int) -> np.ndarray | None:
     """Rows of `width` numbers as one float64 array, nulls as NaN; None where they are anything else.
 
     Never lets NumPy guess a dtype of foreign values: one long text among them would make every element as long.
@@ -279,7 +279,7 @@ def _numbers_of(field: Field, values: list[Any]) -> np.ndarray | None:
             if values and isinstance(values[0], list)
             else 0
         )
-        found = _numbers(values, width)
+        found = numbers(values, width)
         return None if found is None else found.astype(field.numpy, copy=False)
     kinds = set(map(type, values))
     try:
@@ -325,7 +325,7 @@ def _cast(field: Field, given: np.ndarray) -> np.ndarray | None:
 
 
 def _one_by_one(field: Field, values: Sequence[Any], errors: dict[int, str]) -> np.ndarray:
-    convert = _CONVERTERS[field.dtype] if not field.numeric else _converter_of_numbers(field)
+    convert = _CONVERTERS[field.dtype] if not field.numeric else _converter_ofnumbers(field)
     out: list[Any] = []
     for i, value in enumerate(values):
         try:
@@ -417,7 +417,7 @@ def _assemble_tensors(field: Field, values: list[Any]) -> np.ndarray:
     return out
 
 
-def _converter_of_numbers(field: Field) -> Callable[[Any, Field], Any]:
+def _converter_ofnumbers(field: Field) -> Callable[[Any, Field], Any]:
     return _to_bool if field.dtype == "bool" else _to_float if field.dtype.startswith("float") else _to_int
 
 

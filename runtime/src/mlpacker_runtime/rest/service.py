@@ -84,13 +84,18 @@ class Service:
         told: Told | None = None,
         healthy: Callable[[], bool] = lambda: True,
         log: Callable[..., None] = lambda *a, **k: None,
+        limit_rows: int = 0,
+        access_log: bool = False,
     ) -> None:
+        """limit_rows: in one request, 0 for any number. access_log: a line of log for each request."""
         self.served = served
         self.batcher = batcher
         self.keys = keys
         self.told = told
         self.healthy = healthy
         self.log = log
+        self.limit_rows = limit_rows
+        self.access_log = access_log
         self.draining = False
         self.reader = Reader(served.inputs)
         self.models = {served.name}
@@ -132,6 +137,10 @@ class Service:
         protocol = route.protocol
         assert protocol is not None
         asked: Asked = protocol.ask(self.served, self.reader, request)
+        if self.limit_rows and asked.count > self.limit_rows:
+            raise Rejected(
+                413, f"The request has {asked.count} rows; this server takes {self.limit_rows} at once."
+            )
         if asked.errors and not asked.partial:
             raise BadInput(_first_of(asked.errors))
 
@@ -170,6 +179,9 @@ class Service:
     def _hand(self, route: Route, response: Response, respond: Respond, began: float) -> None:
         if self.told is not None:
             self.told.request(route.name, response.status, time.perf_counter() - began)
+        if self.access_log:
+            milliseconds = round((time.perf_counter() - began) * 1e3, 2)
+            self.log("request", route=route.name, status=response.status, ms=milliseconds)
         respond(response)
 
     def _refusal(self, route: Route, cause: Exception) -> Response:

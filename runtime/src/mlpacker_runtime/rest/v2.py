@@ -21,7 +21,7 @@ from . import Asked, Request, Response, Served, in_order
 from .answers import dumps, plain
 from .binary import DATATYPES, NUMERIC, as_bytes, count_of, decode, encode
 from .bodies import loads
-from .rows import Reader
+from .rows import Reader, numbers
 
 HEADER_LENGTH = b"inference-header-content-length"
 BINARY = "application/octet-stream"
@@ -35,6 +35,7 @@ OF_DTYPE = {
 }
 ROW = "row"
 _OF_NUMPY = {np.dtype(name): datatype for name, datatype in OF_DTYPE.items() if name != "datetime"}
+FLOATS = ("FP32", "FP64")
 _ARRAYS = {t: "d" if t.startswith("FP") else "q" for t in NUMERIC if t not in ("BOOL", "UINT64")}
 """How JSON numbers of a type become an array without NumPy looking at each."""
 
@@ -161,6 +162,16 @@ def _from_json(tensor: Tensor) -> Any:
     if tensor.datatype == "FP16":
         raise BadInput(f"The input {tensor.name!r} is FP16, which travels in binary only. Send FP32.")
     count = count_of(tensor.shape, tensor.name)
+    if (
+        data
+        and type(data[0]) is list
+        and len(tensor.shape) == 2
+        and tensor.shape[0] == len(data)
+        and tensor.datatype in FLOATS
+    ):
+        rows = numbers(data, tensor.shape[1])
+        if rows is not None:
+            return rows
     flat = _flat(data)
     if len(flat) != count:
         raise BadInput(

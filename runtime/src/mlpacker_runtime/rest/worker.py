@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from .. import errors
 from ..batching import Batcher, Limits
 from ..engine import Engine, Runner
 from ..formats import Files, FolderFiles
+from ..hop.client import StageConnection
 from ..hop.server import error_value
 from ..loading import load_stage
 from ..manifest import PATH, Manifest, decode
@@ -52,20 +54,18 @@ def open_package(options: Options) -> tuple[Files, Manifest]:
         raise errors.NotFound(f"{options.package} holds no {PATH}: it is no package.") from cause
 
 
-def runners(options: Options, files: Files, manifest: Manifest, sockets: dict[str, str]) -> dict[str, Runner]:
-    """Each stage's runner: loaded here, or at the end of a hop. Raises what loading raises."""
+def runners(
+    options: Options, files: Files, manifest: Manifest, hops: Mapping[str, StageConnection]
+) -> dict[str, Runner]:
+    """Each stage's runner: loaded here, or at the end of its environment's hop. Raises what loading raises."""
     found: dict[str, Runner] = {}
-    hops: dict[str, Any] = {}
     for stage in manifest.stages:
-        if stage.environment not in sockets:
+        hop = hops.get(stage.environment)
+        if hop is None:
             found[stage.name] = load_stage(files, stage, options.accepted)
-            continue
-        from ..hop.client import StageConnection
-
-        if stage.environment not in hops:
-            hops[stage.environment] = StageConnection(sockets[stage.environment])
-        hops[stage.environment].load(stage)
-        found[stage.name] = hops[stage.environment].runner(stage.name)
+        else:
+            hop.load(stage)
+            found[stage.name] = hop.runner(stage.name)
     return found
 
 
@@ -99,21 +99,36 @@ class Worker:
         about = {"name": self.served.name, "version": self.served.version, "digest": options.digest or ""}
         stages = [s.name for s in manifest.stages]
         self.metrics = Metrics(Path(orders["folder"]), self.slot, stages, ROUTES, about)
-        found = runners(options, files, manifest, orders["sockets"])
+        self.hops = {name: StageConnection(path) for name, path in orders["sockets"].items()}
+        found = runners(options, files, manifest, self.hops)
         self.engine = Engine(
             manifest.stages, {n: Timed(r, n, self.metrics, time.perf_counter) for n, r in found.items()}
         )
         self.stateful = any(s.stateful for s in manifest.stages)
-        self.remote = any(s.environment in orders["sockets"] for s in manifest.stages)
+        self.remote = any(s.environment in self.hops for s in manifest.stages)
         self.keys = read_keys(Path(options.api_key_file)) if options.api_key_file else None
+
+    def healthy(self) -> bool:
+        """Whether every stage can be asked. One at a hop that broke is looked for again."""
+        return all(hop.reachable() for hop in self.hops.values())
 
     async def serve(self, say: Any) -> int:
         loop = asyncio.get_running_loop()
         limits = Limits(thread=True if self.remote else None, share=self.options.batching)
         batcher = Batcher(self.engine, loop, limits, stateful=self.stateful, seen=self.metrics.batch)
-        service = Service(self.served, batcher, keys=self.keys, told=self.metrics, log=self.log)
+        service = Service(
+            self.served,
+            batcher,
+            keys=self.keys,
+            told=self.metrics,
+            healthy=self.healthy,
+            log=self.log,
+            limit_rows=self.options.limit_rows,
+            access_log=self.options.access_log,
+        )
         warm_up(self.served, batcher, service)
         gc.collect()
+        gc.set_threshold(20_000, 20, 100)  # requests leave no cycles behind; looking for them often is p99
         gc.freeze()  # what is loaded stays; the collector need not look at it again and again
         bounds = Bounds(max_body=self.options.max_body, body_seconds=self.options.timeout)
         connections = Connections(
