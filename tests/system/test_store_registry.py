@@ -22,11 +22,11 @@ import pytest
 
 from mlpacker.errors import BadDescription, BadInput, NotFound, StoreFailed
 from mlpacker.stores import digest_of, registry
-from mlpacker.stores.archive import load
+from mlpacker.stores.archive import load, save
 from mlpacker.stores.layout import LayoutStore
 from mlpacker.stores.packages import PackageFile, resolve, verify, write_package
 from mlpacker.stores.referrers import WHEELS, attach, attach_files, read_referrer, referrers
-from mlpacker.stores.registry import open_registry
+from mlpacker.stores.registry import Registry, open_registry
 from mlpacker.stores.remotes import parse_remote
 from mlpacker.stores.transfer import Pulled, Pushed, pull, push
 
@@ -34,6 +34,8 @@ DOCKER_REGISTRY = shutil.which("docker-registry")
 pytestmark = pytest.mark.skipif(
     DOCKER_REGISTRY is None, reason="docker-registry is not installed (apt-get install docker-registry)"
 )
+
+needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 
 USER, PASSWORD = "tester", "Geheim-3:x"
 HTPASSWD = "tester:$2y$05$jLLISh.S7xjMQMEPTGgDyuNF9zdg7E1sKuOIssb8S4D0KDNOx5EBu\n"
@@ -236,6 +238,42 @@ def test_a_large_file_goes_up_in_pieces(
     verify(elsewhere, digest)
 
 
+class Unsteady(httpx.HTTPTransport):
+    """A line on which a piece of an upload is lost on its way, then the answer to one, then the answer to the whole."""
+
+    pieces = 0
+    ends = 0
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.pieces += request.method == "PATCH"
+        if request.method == "PATCH" and self.pieces == 2:
+            raise httpx.WriteError("lost on its way")
+        response = super().handle_request(request)
+        self.ends += request.method == "PUT" and "/blobs/" in request.url.path
+        if (request.method == "PATCH" and self.pieces == 4) or (request.method == "PUT" and self.ends == 1):
+            response.read()
+            raise httpx.ReadError("the answer was lost")
+        return response
+
+
+def test_an_upload_goes_on_where_the_line_broke(
+    open_to_all: Running,
+    machine: Machine,
+    store: LayoutStore,
+    elsewhere: LayoutStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "PIECE", 1 << 20)
+    digest = write_package(store, "iris", "1.0", {"x": PackageFile(os.urandom(5 << 20))})
+    line = Unsteady()
+    place = f"{open_to_all.host}/unsteady:1.0"
+    with Registry(parse_remote(place), push=True, transport=line, sleep=lambda _: None) as there:
+        push(store, digest, there)
+    assert line.pieces == 4 + 5, "one piece again, then, since the registry has lost track, all of them"
+    machine.pull(elsewhere, place)
+    verify(elsewhere, digest)
+
+
 def test_an_image_of_another_kind_is_no_package(
     open_to_all: Running, machine: Machine, store: LayoutStore
 ) -> None:
@@ -278,7 +316,7 @@ def test_a_registry_that_is_not_there_is_said_so(
         machine.pull(store, f"localhost:{free_port()}/iris:1.0")
 
 
-@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+@needs_skopeo
 def test_skopeo_copies_a_pushed_package_and_its_copy_loads(
     open_to_all: Running, machine: Machine, store: LayoutStore, elsewhere: LayoutStore, tmp_path: Path
 ) -> None:
@@ -291,6 +329,16 @@ def test_skopeo_copies_a_pushed_package_and_its_copy_loads(
     assert done.returncode == 0, done.stderr
     assert load(elsewhere, tar) == (digest,)
     verify(elsewhere, digest)
+
+
+@needs_skopeo
+def test_skopeo_reads_the_store_and_a_saved_package_as_they_are(store: LayoutStore, tmp_path: Path) -> None:
+    digest = write_package(store, "iris", "1.0", FILES)
+    attach(store, digest, PROOF, b"{}")
+    tar = save(store, digest, tmp_path / "iris.tar")
+    for place in (f"oci:{store.root}:iris:1.0", f"oci-archive:{tar}:iris:1.0"):
+        done = subprocess.run(["skopeo", "inspect", "--raw", place], capture_output=True, timeout=60)
+        assert digest_of(done.stdout) == digest, done.stderr
 
 
 # --- with a password

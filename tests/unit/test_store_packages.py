@@ -231,6 +231,17 @@ def test_a_tag_moves_only_when_told_to(store: MemoryStore) -> None:
     assert [p.refs for p in packs.list_packages(store)] == [("iris:1.0",), ("iris:2.0", "iris:production")]
 
 
+def test_a_name_alone_is_rather_a_package_that_has_it_than_a_newer_one_that_lost_it(
+    store: MemoryStore,
+) -> None:
+    first = write_package(store, "iris", "1.0", FILES)
+    second = write_package(store, "iris", "2.0", OTHER)
+    tag(store, first, "iris:2.0", move=True)
+    assert resolve(store, "iris") == first
+    packs.remove(store, first)
+    assert resolve(store, "iris") == second
+
+
 def test_a_package_that_lost_its_name_gets_one_by_its_digest(store: MemoryStore) -> None:
     first = write_package(store, "iris", None, FILES)
     write_package(store, "iris", None, OTHER)

@@ -35,6 +35,8 @@ from .registry_login import Authorisation
 from .remotes import Remote, is_loopback
 
 AGAIN = frozenset([429, 500, 502, 503, 504])
+LOST = frozenset([404, 416])
+"""What a registry answers for an upload it has lost track of, or has finished though its answer never came."""
 TRIES = 5
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 20.0
@@ -42,6 +44,7 @@ TIMEOUT = httpx.Timeout(60, connect=15, read=300)
 """Seconds. A registry may read a large blob once more before it answers."""
 PIECE = 16 << 20
 """Larger blobs go up in pieces of this many bytes, so that a broken connection costs one piece."""
+BYTES = {"Content-Type": "application/octet-stream"}
 MAX_ERROR_BYTES = 64 << 10
 MAX_PAGES = 50
 DOCKER_HUB_API = "registry-1.docker.io"
@@ -135,7 +138,23 @@ class Registry:
     def put_blob(
         self, digest: str, size: int, body: Body, sent: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Upload a blob. sent: called with the number of bytes of it that have gone up."""
+        """Upload a blob. sent: called with the number of bytes of it that have gone up.
+
+        What broke on the way goes on where it broke, where the registry can tell, else from the start.
+        """
+        for attempt in range(TRIES):
+            try:
+                self._upload(digest, size, body, sent)
+                return
+            except _Broken as broken:
+                error = broken.error
+            self._wait(attempt)
+            if self.has_blob(digest):  # all had arrived, only the answer had not
+                sent(size)
+                return
+        raise error
+
+    def _upload(self, digest: str, size: int, body: Body, sent: Callable[[int], None]) -> None:
         with self._send("POST", self._url("blobs/uploads/"), headers={"Content-Length": "0"}) as response:
             self._check(response, 202)
             place = self._location(response)
@@ -143,10 +162,11 @@ class Registry:
         if size > PIECE:
             place = self._put_pieces(place, body, sent)
             body, left = tuple, 0
-        headers = {"Content-Length": str(left), "Content-Type": "application/octet-stream"}
-        with self._send(
-            "PUT", place.copy_merge_params({"digest": digest}), headers=headers, body=body
-        ) as response:
+        headers = {"Content-Length": str(left), **BYTES}
+        whole = place.copy_merge_params({"digest": digest})
+        with self._send("PUT", whole, headers=headers, body=body) as response:
+            if response.status_code in LOST:
+                raise _Broken(self._failure(response))
             self._check(response, 201)
         sent(size)
 
@@ -160,32 +180,37 @@ class Registry:
 
     def _put_piece(self, place: httpx.URL, start: int, piece: bytes) -> httpx.URL:
         end = start + len(piece) - 1
-        headers = {
-            "Content-Length": str(len(piece)),
-            "Content-Range": f"{start}-{end}",
-            "Content-Type": "application/octet-stream",
-        }
+        headers = {"Content-Length": str(len(piece)), "Content-Range": f"{start}-{end}", **BYTES}
         for attempt in range(TRIES):
             try:
-                with self._send_once("PATCH", place, headers, lambda: (piece,)) as response:
-                    if response.status_code not in AGAIN:
-                        self._check(response, 202)
-                        return self._location(response)
-                    failed: Exception | None = None
-            except httpx.TransportError as cause:
-                failed = cause
-            self._wait(attempt)
-            arrived, place = self._arrived(place)
-            if arrived == end:
-                return place
-            if arrived != start - 1:
-                break
-        raise self._unreachable(failed) from failed
+                return self._patch(place, headers, piece)
+            except _Broken as broken:
+                self._wait(attempt)
+                arrived, place = self._arrived(place, broken)
+                if arrived == end:
+                    return place
+                if arrived != start - 1 or attempt + 1 == TRIES:
+                    raise
+        raise AssertionError("unreachable")
 
-    def _arrived(self, place: httpx.URL) -> tuple[int, httpx.URL]:
-        """The last byte of an upload the registry has (-1: none), and where to go on."""
+    def _patch(self, place: httpx.URL, headers: Mapping[str, str], piece: bytes) -> httpx.URL:
+        """Send a piece, once. Returns where the next goes. Raises _Broken where the upload may be saved yet."""
+        try:
+            with closing(self._open("PATCH", place, headers, lambda: (piece,))) as response:
+                if response.status_code in AGAIN | LOST:
+                    raise _Broken(self._failure(response))
+                self._check(response, 202)
+                return self._location(response)
+        except httpx.TransportError as cause:
+            raise _Broken(self._unreachable(cause)) from cause
+        except (httpx.HTTPError, httpx.InvalidURL) as cause:
+            raise self._unreachable(cause) from cause
+
+    def _arrived(self, place: httpx.URL, broken: _Broken) -> tuple[int, httpx.URL]:
+        """The last byte of an upload the registry has (-1: none), and where to go on. Raises `broken` where it can't tell."""
         with self._send("GET", place) as response:
-            self._check(response, 204)
+            if response.status_code != 204:  # docker-registry forgets an upload whose answer was lost
+                raise broken
             last = response.headers.get("Range", "").rpartition("-")[2]
             # docker-registry writes "0-0" for none and for one byte; our pieces are longer than one.
             return (int(last) or -1) if last.isdigit() else -1, self._location(response)
@@ -310,13 +335,6 @@ class Registry:
                     return
                 self._wait(attempt, response.headers.get("Retry-After"))
 
-    @contextmanager
-    def _send_once(
-        self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body
-    ) -> Iterator[httpx.Response]:
-        with closing(self._open(method, url, headers, body)) as response:
-            yield response
-
     def _open(self, method: str, url: httpx.URL, headers: Mapping[str, str], body: Body) -> httpx.Response:
         response = self._open_once(method, url, headers, body)
         if response.status_code == 401 and self._authorisation.answer(response):
@@ -337,21 +355,23 @@ class Registry:
         self._sleep(min(seconds, LONGEST_WAIT))
 
     def _check(self, response: httpx.Response, *expected: int) -> None:
-        if response.status_code in expected:
-            return
+        if response.status_code not in expected:
+            raise self._failure(response)
+
+    def _failure(self, response: httpx.Response) -> MlpackerError:
         status, host = response.status_code, self.remote.host
         said = _said(response)
         facts: dict[str, Any] = {"status": status, "host": host}
         if status in (401, 403):
             who = self._authorisation.who
-            raise StoreFailed(
+            return StoreFailed(
                 f"{host} does not let {who} {self._doing} {self.remote.repository}{said}.",
                 f"Log in: podman login {host}, or docker login {host}.",
                 **facts,
             )
         if status == 404:
-            raise NotFound(f"{host} has no {self.remote.repository}, or not this part of it{said}.", **facts)
-        raise StoreFailed(
+            return NotFound(f"{host} has no {self.remote.repository}, or not this part of it{said}.", **facts)
+        return StoreFailed(
             f"{host} answered {status}{said}.", "Try again later, or ask who runs the registry.", **facts
         )
 
@@ -363,6 +383,14 @@ class Registry:
         elif "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
             hint = "It may speak plain HTTP: --plain-http."
         return StoreFailed(f"{self.remote.host} can't be reached: {reason}.", hint, host=self.remote.host)
+
+
+class _Broken(Exception):
+    """An upload broke off. error: what to say where it can't be saved."""
+
+    def __init__(self, error: MlpackerError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def open_registry(
