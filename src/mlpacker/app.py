@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -432,7 +433,8 @@ class Mlpacker:
         """Start a package's workers in its own environments; answers until closed. Use as a context manager."""
         info = self.inspect(ref)
         accepted = self._accepted(info, trust_code)
-        return Opened(info, self.materialise(info.digest), self.environments(info.digest), accepted)
+        folder = self.materialise(info.digest)
+        return Opened(info, folder, self.environments(info.digest), accepted, self.serve)
 
     def _accepted(self, info: Info, trust_code: bool) -> bool:
         return trust.require(self.home, info.digest, self._reasons(info), trust_code, info.name)
@@ -477,7 +479,11 @@ class Mlpacker:
             return score.score(job, package, self.events)
 
     def launch(self, ref: str, *, trust_code: bool = False, **served: Any) -> Launch:
-        """The command that serves a package: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `no_batching`."""
+        """The command that serves a package.
+
+        served: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log`,
+        `no_batching`, as `mlpacker run` has them.
+        """
         info = self.inspect(ref)
         accepted = self._accepted(info, trust_code)
         self.events.step("Preparing the environment")
@@ -490,6 +496,10 @@ class Mlpacker:
             argv += ["--stage-worker", f"{name}={environment.python}"] if name != own else []
         argv += _flags(served)
         return Launch(argv, crew_environ(os.environ))
+
+    def serve(self, ref: str, *, port: int = 0, **options: Any) -> Serving:
+        """Serve a package in the background until closed; `port` 0 picks a free one. options: those of `launch`."""
+        return Serving(self.launch(ref, port=port, **options))
 
 
 def _check_outputs(info: Info, want: frozenset[str] | None) -> None:
@@ -543,11 +553,45 @@ class Launch:
     environ: dict[str, str]
 
 
+class Serving:
+    """A server in the background. Close it, or use it as a context manager. url: where it answers."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._process = subprocess.Popen(launch.argv, env=launch.environ, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().split()
+        if said[:1] != ["ready"]:
+            self.close()
+            raise EnvironmentFailed(
+                f"The server ended before it was ready (exit code {self._process.returncode}).",
+                "Its log on standard error says why.",
+            )
+        self.url = said[1]
+
+    def close(self) -> None:
+        """Let it finish what is in flight, and end it."""
+        self._process.terminate()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Serving:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 class Opened:
     """A package whose workers run, answering calls from Python. Close it, or use it as a context manager."""
 
     def __init__(
-        self, info: Info, folder: Path, environments: Mapping[str, Environment], accepted: bool
+        self,
+        info: Info,
+        folder: Path,
+        environments: Mapping[str, Environment],
+        accepted: bool,
+        serve: Callable[..., Serving],
     ) -> None:
         from .package import crew
 
@@ -562,6 +606,11 @@ class Opened:
             self.close()
             raise
         self._engine = workers.engine(info.manifest.stages)
+        self._serve = serve
+
+    def serve(self, **options: Any) -> Serving:
+        """Serve the package in the background; `port` 0 (the default) picks a free one."""
+        return self._serve(self.info.digest, **options)
 
     def run(self, batch: Batch, want: frozenset[str] | None = None) -> Outcome:
         """Answer a batch that fits the signature; an outcome per row."""

@@ -87,8 +87,12 @@ def print_info(info: Info) -> None:
     console.print(table)
     console.print(f"[dim]in [/]  {_fields(m.inputs)}")
     console.print(f"[dim]out[/]  {_fields(m.outputs)}")
-    environments = ", ".join(f"{n}: Python {e.python}" for n, e in m.environments.items())
-    console.print(f"[dim]env[/]  {environments}   [dim]size[/] {size(info.size)}")
+    sizes = info.proof.get("environment_bytes", {})
+    environments = ", ".join(
+        f"{n}: Python {e.python}" + (f", {size(sizes[n])}" if n in sizes else "")
+        for n, e in m.environments.items()
+    )
+    console.print(f"[dim]env[/]  {environments}   [dim]package[/] {size(info.size)}")
     if info.proof:
         colour = "green" if info.proof["verdict"] == "proven" else "yellow"
         console.print(f"[dim]proof[/] [{colour}]{info.proof['verdict']}[/] {_proof(info.proof)}")

@@ -20,6 +20,9 @@ from .options import EXISTING, home, option
 )
 @option("--max-body", type=click.IntRange(1), help="The largest request body, in bytes.")
 @option("--timeout", type=float, help="Seconds a request may take.")
+@option("--limit-rows", type=click.IntRange(0), help="The most rows in one request; 0: no limit.")
+@option("--log", type=click.Choice(["auto", "json", "human"]), help="The form of the log on stderr.")
+@option("--access-log", is_flag=True, help="A log line for each request.")
 @option("--no-batching", is_flag=True, help="Never score rows of different requests together (bit-exact).")
 @option(
     "--trust-code",

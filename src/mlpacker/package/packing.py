@@ -27,7 +27,7 @@ from ..environments.runtime_wheel import RuntimeWheel, runtime_wheel
 from ..environments.uv import Indexes
 from ..errors import BadDescription, EnvironmentFailed, MlpackerError, NotProvable
 from ..events import Events
-from ..pipeline import Pipeline, StageDescription
+from ..pipeline import Pipeline, StageDescription, check_between
 from . import crew, describe, draft, prove
 
 SAMPLE_ROWS = 256
@@ -48,13 +48,14 @@ class Options:
 
 @dataclass(frozen=True)
 class Proof:
-    """verdict: `proven` (compared with `reference`) or `runs, not compared`."""
+    """verdict: `proven` (compared with `reference`) or `runs, not compared`. environments, environment_bytes: by name."""
 
     verdict: str
     reference: str
     rows: int
     made_up_sample: bool
     environments: dict[str, str]
+    environment_bytes: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -428,13 +429,19 @@ def _prove(
             describe.judge_batching(s, workers.workers[s.environment].runner(s.name), seen.recorders[s.name])
             for s in settled
         )
+    check_between(settled, pipeline)
     seen = dataclasses.replace(seen, stages=settled)
-    proof = _compare(seen, reference, pipeline, locked)
+    sizes = {name: install.size(python.parents[1]) for name, python in pythons.items()}
+    proof = _compare(seen, reference, pipeline, locked, sizes)
     return _write(seen, drafted, pipeline, locked, pythons, proof)
 
 
 def _compare(
-    seen: _Rehearsal, reference: _Reference, pipeline: Pipeline, locked: Mapping[str, locks.Lock]
+    seen: _Rehearsal,
+    reference: _Reference,
+    pipeline: Pipeline,
+    locked: Mapping[str, locks.Lock],
+    sizes: dict[str, int],
 ) -> Proof:
     """Raises NotProvable, showing the rows, where the answers are not the reference's."""
     outcome, rows, made_up = seen.outcome, len(seen.batch), seen.made_up
@@ -443,7 +450,7 @@ def _compare(
         expected, source = _expected(pipeline.expect, outcome), f"{pipeline.expect.name}"
     environments = {name: f"Python {lock.python}" for name, lock in locked.items()}
     if expected is None:
-        return Proof("runs, not compared", source, rows, made_up, environments)
+        return Proof("runs, not compared", source, rows, made_up, environments, sizes)
     found = prove.differences(expected, outcome)
     if found:
         shown = "\n".join(f"  {d}" for d in found[: prove.SHOWN])
@@ -452,7 +459,7 @@ def _compare(
             "Pin what differs in the requirements, or name the right training interpreter with --python.",
             rows=tuple(str(d) for d in found),
         )
-    return Proof("proven", source, rows, made_up, environments)
+    return Proof("proven", source, rows, made_up, environments, sizes)
 
 
 def _expected(path: Path, outcome: Outcome) -> Outcome:
