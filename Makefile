@@ -10,9 +10,9 @@ LOCKED := tools/setup pyproject.toml runtime/pyproject.toml hatch_build.py
 RINGS ?= unit contract fuzz system stories
 FUZZ_SECONDS ?= 600
 
-# Debian packages the tests use: a registry; the library LightGBM and some others link to. `bench` adds its load generator.
-SYSTEM_PARTS := docker-registry libgomp1
-BENCH_PARTS := wrk libgomp1
+# Debian packages the tests use: a registry, another client of it and certificates for it; a browser; what LightGBM links to.
+SYSTEM_PARTS := docker-registry skopeo openssl chromium libgomp1
+BENCH_PARTS := wrk util-linux libgomp1
 
 help: ## show this
 	@if [ -t 1 ]; then b=$$(printf '\033[1m'); n=$$(printf '\033[0m'); fi; \
