@@ -90,8 +90,10 @@ def _walk() -> None:
                 ["pack", "-f", "pipeline.yaml", "--python", str(python), "--json"], folder, PACK_SECONDS
             )
         )
-        stages = " → ".join(s["name"] if isinstance(s, dict) else s for s in packed["stages"])
-        done(f"{stages}  [dim]{packed['digest'][:19]}[/]")
+        proof = packed["proof"]
+        done(
+            f"{len(packed['stages'])} stages, {proof['verdict']} on {proof['rows']} rows  [dim]{packed['digest'][:19]}[/]"
+        )
     with server(folder) as url:
         _ask(url, folder)
     with step("score", "mlpacker score shift.csv") as done:
@@ -296,18 +298,18 @@ def _last(text: str, lines: int = 15) -> str:
 
 def _what_next(seconds: float) -> None:
     tool, here = _relative(TOOLS / "mlpacker"), _relative(WORK)
-    console.print(
-        f"\n  All of it took {seconds:.0f} s and lies in {here}. The data stand in for a mine's: scikit-learn's own.\n"
-    )
+    console.print(f"\n  All of it took {seconds:.0f} s and lies in {here}.")
+    console.print("  The data stand in for a mine's: they are scikit-learn's own.\n")
     console.print("  [bold]Try next[/]")
     tries = (
-        (f"export MLPACKER_HOME={here}/home", ""),
+        (f"export MLPACKER_HOME={here}/home", "where the demo keeps its packages"),
         (f"{tool} run {EXAMPLE}", "then open http://127.0.0.1:8080/docs"),
         (f"{tool} inspect {EXAMPLE}", "what it holds, what was proven"),
         (f"{tool} pack YOUR.joblib --name mine", "your own model"),
     )
+    width = max(len(command) for command, _ in tries)
     for command, why in tries:
-        console.print(f"    {command:<44} [dim]{why}[/]".rstrip(), soft_wrap=True)
+        console.print(f"    {command:<{width}}  [dim]{why}[/]", soft_wrap=True)
     console.print()
 
 
