@@ -45,7 +45,11 @@ def test_the_files_are_looked_through_in_podmans_order_then_dockers(tmp_path: Pa
         tmp_path / ".config/containers/auth.json",
         Path("/d/config.json"),
     ]
-    assert list(auth_files({}, tmp_path))[-1] == tmp_path / ".docker/config.json"
+    assert list(auth_files({}, tmp_path)) == [
+        Path(f"/run/containers/{os.getuid()}/auth.json"),
+        tmp_path / ".config/containers/auth.json",
+        tmp_path / ".docker/config.json",
+    ]
 
 
 def test_the_first_file_that_has_the_host_wins(tmp_path: Path) -> None:

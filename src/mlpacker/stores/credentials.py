@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -51,6 +52,10 @@ def auth_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
         yield Path(environ["REGISTRY_AUTH_FILE"])
     if environ.get("XDG_RUNTIME_DIR"):
         yield Path(environ["XDG_RUNTIME_DIR"], "containers", "auth.json")
+    else:
+        yield Path(
+            f"/run/containers/{os.getuid()}/auth.json"
+        )  # where podman writes without a session, as root does
     yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config", "containers", "auth.json")
     yield Path(environ.get("DOCKER_CONFIG") or home / ".docker", "config.json")
 
