@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -63,6 +64,11 @@ def work(root: Path) -> None:
     collect(store, time.time() + 1, grace=0)
 
 
+@cache
+def is_change(file: str, line: int) -> bool:
+    return CHANGES.search(linecache.getline(file, line)) is not None
+
+
 def work_until(step: int, root: Path) -> int:
     """Do the work in a process of its own that kills itself before its `step`th change on disk.
 
@@ -75,7 +81,7 @@ def work_until(step: int, root: Path) -> int:
         file = frame.f_code.co_filename
         if "/mlpacker/stores/" not in file:
             return None
-        if event == "line" and CHANGES.search(linecache.getline(file, frame.f_lineno)):
+        if event == "line" and is_change(file, frame.f_lineno):
             changes += 1
             if changes == step:
                 os.kill(os.getpid(), signal.SIGKILL)
