@@ -1,7 +1,8 @@
 """The process that keeps a served package's processes running. Light on purpose: no NumPy, no model, no event loop.
 
-It binds the listening socket and holds it, so that a worker that dies takes no connection with it that was not its own:
-the kernel queues new ones until the next worker accepts. It starts a stage worker for each further environment, then the
+It holds the port. One worker listens on the supervisor's own socket, so that its death costs no connection that was not
+its own: the kernel queues new ones until the next one accepts. Several workers listen on a socket each, and the kernel
+spreads connections over those that live; where it can't (outside Linux) they share one. It starts a stage worker for each further environment, then the
 HTTP workers; says `ready` when they answer; starts again what dies, later each time; and on SIGTERM or Ctrl-C lets the
 workers finish what they have, within a bound.
 """
@@ -32,6 +33,7 @@ LONGEST_WAIT = 30.0
 STEADY_SECONDS = 60.0
 """A process that lived this long is started at once when it dies."""
 START_SECONDS = 300.0
+BACKLOG = 2048
 GRACE_SECONDS = 5.0
 """Beyond the drain's own bound, before a worker is killed."""
 
@@ -95,6 +97,12 @@ class Supervisor:
     def _supervise(self) -> int:
         self.listener = bind(self.options.host, self.options.port)
         self.address = self.listener.getsockname()
+        self.spread = self.options.workers > 1 and sys.platform == "linux"
+        if self.spread:
+            self.listener.close()  # it was here to see that nobody else has the port
+            self.listener = bind_beside(self.listener.family, self.address)
+        else:
+            self.listener.listen(BACKLOG)
         self._warn_if_open()
         self.sockets = {
             w.environment: os.path.join(self.folder, f"s{i}")
@@ -165,8 +173,9 @@ class Supervisor:
 
     def _start_http(self, process: Process, slot: int) -> subprocess.Popen[bytes]:
         read, write = os.pipe()
+        listener = bind_beside(self.listener.family, self.address) if self.spread else self.listener
         orders = {
-            "listen": self.listener.fileno(),
+            "listen": listener.fileno(),
             "status": write,
             "slot": slot,
             "folder": self.folder,
@@ -175,9 +184,11 @@ class Supervisor:
         }
         argv = [*same_interpreter(), "-m", "mlpacker_runtime.rest.worker"]
         popen = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, pass_fds=(self.listener.fileno(), write), start_new_session=True
+            argv, stdin=subprocess.PIPE, pass_fds=(listener.fileno(), write), start_new_session=True
         )
         os.close(write)
+        if self.spread:
+            listener.close()
         self._listen(process, read)
         assert popen.stdin is not None
         try:
@@ -352,7 +363,7 @@ class Supervisor:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises BadDescription for an address that can't be had."""
+    """A socket that has this address alone. Raises BadDescription for an address that can't be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -375,7 +386,15 @@ def bind(host: str, port: int) -> socket.socket:
             f"Port {port} on {host} can't be had: {cause.strerror}.",
             "Choose another with --port, or --port 0 for a free one.",
         ) from cause
-    listener.listen(2048)
+    return listener
+
+
+def bind_beside(family: int, address: Any) -> socket.socket:
+    """A socket that may have the same address as others of ours. It takes connections once somebody listens on it."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(address)
     return listener
 
 
