@@ -588,6 +588,13 @@ def script(source: str, name: str = "train"):
     return module
 
 
+def test_the_module_scikit_learn_misnamed_is_found_under_its_own_name():
+    data = PROTO4 + imported("_loss", "CyHalfBinomialLoss") + b"."
+    assert scan(data).names == ("sklearn._loss._loss.CyHalfBinomialLoss",)
+    assert scan(data).refused == ()
+    assert load(data).__name__ == "CyHalfBinomialLoss"
+
+
 def test_a_class_of_the_training_script_is_named_with_the_flag():
     data = PROTO4 + imported("__main__", "Scaler") + b")\x81."
     assert scan(data).main_classes == ("Scaler",)

@@ -74,7 +74,11 @@ def modules(package: str, never: re.Pattern[str]) -> Iterator[ModuleType]:
 def own_classes(module: ModuleType) -> Iterator[type]:
     """The classes a module defines itself, by the name they are pickled under."""
     for name, value in vars(module).items():
-        if isinstance(value, type) and value.__module__ == module.__name__ and value.__qualname__ == name:
+        names = (
+            module.__name__,
+            module.__name__.rpartition(".")[2],
+        )  # some compiled modules do not know their package
+        if isinstance(value, type) and value.__module__ in names and value.__qualname__ == name:
             yield value
 
 
@@ -100,7 +104,7 @@ def sklearn_lines() -> Iterator[Line]:
         part = SKLEARN_PARTS.match(module.__name__)
         for cls in own_classes(module):
             if (part and not NOT_STATE.search(cls.__name__)) or issubclass(cls, BaseEstimator):
-                yield "scikit-learn", cls.__module__, cls.__name__, use_of(cls)
+                yield "scikit-learn", module.__name__, cls.__name__, use_of(cls)
         if part:
             for name in constructors(module):
                 yield "scikit-learn", module.__name__, name, "call"

@@ -19,6 +19,9 @@ from importlib import resources
 
 Pair = tuple[str, str]
 
+# scikit-learn 1.5 to 1.8 built this module without the name of its package, and pickles say so.
+MISNAMED = {"_loss": "sklearn._loss._loss"}
+
 CALL, NEW, VALUE = "call", "new", "value"
 
 # What builds functions and classes from bytecode. Whoever accepts code (`trust_code`) accepts these and what such code
@@ -121,11 +124,13 @@ class Policy:
         return f"{module}.{name}" in self.trusted or (self.trust_code and (module, name) in CODE_INGREDIENTS)
 
     def canonical(self, module: str, name: str) -> Pair:
-        """The name meant today: files of protocol 2 and below write some standard names as Python 2 had them."""
+        """The name meant here: files of protocol 2 and below write some standard names as Python 2 had them."""
         if module == "__mp_main__":  # what multiprocessing calls the training script
             module = "__main__"
         if self.use(module, name) is not None:
             return module, name
+        if module in MISNAMED:
+            return MISNAMED[module], name
         if (module, name) in NAME_MAPPING:
             return NAME_MAPPING[module, name]
         return IMPORT_MAPPING.get(module, module), name
