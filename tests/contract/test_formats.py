@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlpacker.testing.formats import Case, FormatContract
+from mlpacker.testing.formats import Case, FormatContract, check_equal
 from mlpacker_runtime.batch import Batch
+from mlpacker_runtime.errors import BadInput
+from mlpacker_runtime.formats import Trust
 from mlpacker_runtime.signature import Field
 
 NAMES = ("length", "width", "height", "weight")
@@ -372,7 +374,11 @@ def sklearn_histogram_boosting_with_categories(folder: Path) -> Case:
     options = {"max_iter": 5, "min_samples_leaf": 3, "categorical_features": "from_dtype"}
     model = HistGradientBoostingClassifier(**options).fit(data, LABEL)
     rows = data[:9].copy()
-    return sklearn_case(folder, model, (*COLUMNS, KIND), WITH_KIND, rows, "predict", "predict_proba")
+    made = sklearn_case(folder, model, (*COLUMNS, KIND), WITH_KIND, rows, "predict", "predict_proba")
+    check = Trust(
+        frozenset({"sklearn.utils.validation.check_array"})
+    )  # its preprocessor holds a partial of this
+    return Case(**{**vars(made), "trust": check})
 
 
 @case_of
@@ -582,3 +588,55 @@ class TestFormats(FormatContract):
         return {
             n: (c.folder / c.path).read_bytes() for n, c in found.items() if (c.folder / c.path).is_file()
         }
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["onnx_classifier", "xgboost_linear_booster_ubj", "lightgbm_booster", "sklearn_by_pickle_protocol_0"],
+)
+def test_a_model_without_names_takes_columns_under_the_names_its_stage_gives(
+    name: str, models: Callable[[str], Case]
+) -> None:
+    case = models(name)
+    (only,) = case.batch.columns.values()
+    fields = tuple(Field(n, "float64") for n in NAMES)
+    named = Batch({n: only[:, i] for i, n in reversed(list(enumerate(NAMES)))})
+    answers = case.load(inputs=fields).predict(named, None).batch.columns
+    check_equal(answers, case.answers, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["onnx_classifier", "xgboost_linear_booster_ubj", "lightgbm_booster"])
+def test_rows_of_another_width_are_refused_with_both_widths(name: str, models: Callable[[str], Case]) -> None:
+    case = models(name)
+    with pytest.raises(Exception, match="3"):
+        case.load(inputs=()).predict(Batch({"input": SOME[:, :3]}), None)
+
+
+@pytest.mark.parametrize("name", ["xgboost_with_categories", "lightgbm_with_categories"])
+def test_a_label_the_model_was_not_trained_on_is_treated_as_its_library_does(
+    name: str, models: Callable[[str], Case]
+) -> None:
+    case = models(name)
+    odd = Batch({**case.batch.columns, "kind": np.array(["basalt"] * 9, dtype=object)})
+    none = Batch({**case.batch.columns, "kind": np.array([None] * 9, dtype=object)})
+    if name.startswith("lightgbm"):  # it reads an unknown label as a null
+        check_equal(
+            case.load().predict(odd, None).batch.columns, case.load().predict(none, None).batch.columns
+        )
+    else:
+        with pytest.raises(BadInput, match="basalt"):
+            case.load().predict(odd, None)
+
+
+def test_a_label_that_is_null_is_refused_by_catboost(models: Callable[[str], Case]) -> None:
+    case = models("catboost_with_labels_in_a_column")
+    none = Batch({**case.batch.columns, "kind": np.array([None] * 9, dtype=object)})
+    with pytest.raises(BadInput, match="'kind' has a null"):
+        case.load().predict(none, None)
+
+
+def test_a_number_that_is_text_is_refused_naming_the_column(models: Callable[[str], Case]) -> None:
+    case = models("xgboost_booster_json")
+    odd = Batch({**case.batch.columns, "width": np.array(["wide"] * 9, dtype=object)})
+    with pytest.raises(BadInput, match=r"'width' holds 'wide'"):
+        case.load().predict(odd, None)

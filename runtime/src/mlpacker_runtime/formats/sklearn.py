@@ -24,8 +24,13 @@ name = "sklearn"
 ANSWERS = ("predict", "predict_proba")
 METHODS = (*ANSWERS, "predict_log_proba", "decision_function", "score_samples", "transform", "apply")
 """What a stage may be told to answer with."""
-LIBRARIES = ("scikit-learn", "numpy", "scipy", "pandas", "joblib", "skops", "cloudpickle")
-BOOSTERS = ("xgboost", "xgboost-cpu", "lightgbm", "catboost")
+LIBRARIES = {
+    "sklearn": ("scikit-learn", "numpy", "scipy", "joblib"),
+    "xgboost": ("xgboost", "xgboost-cpu"),
+    "lightgbm": ("lightgbm",),
+    "catboost": ("catboost",),
+}
+"""The distributions a module's estimators run on."""
 NO_NAMES = "X does not have valid feature names"
 
 
@@ -73,7 +78,9 @@ def load(files: Files, stage: Stage, trust: Trust) -> Predictor:
 
 def _called(model: Any, stage: Stage) -> Predictor:
     if callable(model) and not isinstance(model, type):
-        return CallablePredictor(model, stage, frames=False, source=stage.path, versions=versions(*LIBRARIES))
+        return CallablePredictor(
+            model, stage, frames=False, source=stage.path, versions=versions("numpy", "cloudpickle")
+        )
     step = "Save the fitted estimator or pipeline itself."
     if hasattr(model, "fit_predict"):
         step = "It can only label the rows it is fitted on: train a classifier on its labels, or use one that predicts."
@@ -104,7 +111,8 @@ class Estimator:
     def describe(self) -> Description:
         inner = ("transform",) if hasattr(self.model, "transform") else _methods(self.model)[:1]
         used = {type(p).__module__.partition(".")[0] for p in fitted.parts(self.model)}
-        here = versions(*LIBRARIES, *(b for b in BOOSTERS if b.partition("-")[0] in used))
+        pandas = ("pandas",) if self.takes == "frame" else ()
+        here = versions("numpy", *(d for u in sorted(used) for d in LIBRARIES.get(u, (u,))), *pandas)
         return Description(
             self.inputs,
             _methods(self.model),
