@@ -182,8 +182,8 @@ class Mlpacker:
         digest = packages.write_package(
             self.store, made.name, made.version, files, move=move, progress=self.events.progress
         )
-        referrers.attach(self.store, digest, PROOF, proof_document(packed))
-        referrers.attach(self.store, digest, GOLDEN, golden_document(packed))
+        referrers.attach(self.store, digest, PROOF, proof_document(packed), replace=True)
+        referrers.attach(self.store, digest, GOLDEN, golden_document(packed), replace=True)
         trust.accept(self.home, digest, "packed here")
         return digest
 
@@ -193,11 +193,14 @@ class Mlpacker:
         """Every name in the store, newest last."""
         from .stores import packages
 
-        return [
-            Listed(ref, self._info(found.digest, found.size))
-            for found in packages.list_packages(self.store)
-            for ref in (found.refs or (found.digest,))
-        ]
+        listed = []
+        for found in packages.list_packages(self.store):
+            if found.damage:
+                self.events.warn(f"{found.digest} is damaged: {found.damage}")
+                continue
+            info = self._info(found.digest, found.size)
+            listed += [Listed(ref, info) for ref in (found.refs or (found.digest,))]
+        return listed
 
     def inspect(self, ref: str) -> Info:
         """What a package says of itself. Raises NotFound."""
@@ -323,16 +326,17 @@ class Mlpacker:
     def gc(self, *, dry_run: bool = False) -> dict[str, int]:
         """Delete what no package needs: bytes, unpacked folders and environments. Counts, and bytes freed."""
         from .environments import install
-        from .stores import packages
+        from .stores import materialise, packages
 
         live = [p.digest for p in packages.list_packages(self.store)]
-        keep = {key for d in live for key in self._keys(d)}
+        whole = [p.digest for p in packages.list_packages(self.store) if not p.damage]
+        keep = {key for d in whole for key in self._keys(d)}
         environments = [f for f in (self.home / "envs").glob("*") if f.is_dir() and f.name not in keep]
         freed = sum(install.size(f) for f in environments)
-        if dry_run:
-            return {"blobs": 0, "environments": len(environments), "bytes": freed}
-        install.prune(self.home, keep)
-        blobs = packages.collect(self.store, time.time())
+        if not dry_run:
+            install.prune(self.home, keep)
+        freed += materialise.prune(self.home / "packages", live, dry_run=dry_run)
+        blobs = packages.collect(self.store, time.time(), dry_run=dry_run)
         return {
             "blobs": len(blobs),
             "environments": len(environments),
@@ -385,7 +389,10 @@ class Mlpacker:
         digest = self.vendor(ref, platform) if with_env else self.resolve(ref)
         self.events.step("Writing the file")
         left = () if with_env else (WHEELS,)
-        return archive.save(self.store, digest, Path(out), without=left, progress=self.events.progress)
+        names = (ref,) if ":" in ref and "@" not in ref and not ref.startswith("sha256:") else ()
+        return archive.save(
+            self.store, digest, Path(out), refs=names, without=left, progress=self.events.progress
+        )
 
     def load(self, tar: Path | str, *, move: bool = False) -> Sequence[Info]:
         """Take in the packages of a saved file."""
@@ -419,13 +426,10 @@ class Mlpacker:
         return self.inspect(pulled.digest)
 
     def _registry(self, remote: str, *, push: bool, plain_http: bool) -> Registry:
-        from .stores import credentials
-        from .stores.registry import Registry
+        from .stores.registry import open_registry
         from .stores.remotes import parse_remote
 
-        place = parse_remote(remote)
-        login = credentials.find_login(place.host, place.repository, os.environ, Path.home())
-        return Registry(place, login, push=push, plain_http=plain_http)
+        return open_registry(parse_remote(remote), os.environ, Path.home(), push=push, plain_http=plain_http)
 
     # --- use
 

@@ -122,6 +122,7 @@ def test_code_pickled_by_value_is_accepted_only_by_a_word(person: Person) -> Non
 
 MAIN_CLASS = """
 import joblib
+import numpy
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -139,12 +140,13 @@ class Shift(TransformerMixin, BaseEstimator):
 X, y = load_iris(return_X_y=True)
 open("trained", "a").write("once ")
 joblib.dump(make_pipeline(Shift(), LogisticRegression(max_iter=900)).fit(X, y), "model.joblib")
+numpy.save("rows.npy", X)
 """
 
 
 def test_a_class_of_the_training_script_is_packed_with_code_and_not_trained_again(person: Person) -> None:
     person.trains(MAIN_CLASS)
-    words = ("pack", "model.joblib", "--python", person.python)
+    words = ("pack", "model.joblib", "--sample", "rows.npy", "--python", person.python)
     refused = person.says(*words, code=4)
     assert "Shift" in refused.stderr
     assert "--code" in refused.stderr

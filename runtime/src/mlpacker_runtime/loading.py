@@ -49,7 +49,8 @@ def use_code(files: Files, stage: Stage) -> None:
     for path in stage.code:
         place = files.file(path)
         package = place.is_file() or (place / "__init__.py").exists()
-        folder = str(place.parent if package else place)
+        # The folder it is imported from is verified too: what stands beside it can be imported as well.
+        folder = str(files.file(path.rpartition("/")[0]) if package else place)
         if folder not in sys.path:
             sys.path.insert(0, folder)
         if place.is_file() and place.suffix == ".py":

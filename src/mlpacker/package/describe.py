@@ -14,7 +14,7 @@ from mlpacker_runtime.manifest import INPUT, Stage
 from mlpacker_runtime.signature import Field, field_of
 
 from .. import tables
-from ..errors import BadDescription, BadInput
+from ..errors import BadDescription, BadInput, MlpackerError
 from . import prove
 
 MADE_UP_ROWS = 16
@@ -22,14 +22,15 @@ ALONE_ROWS = 64
 """How many of the sample's rows are also answered one by one, to see whether rows look at their neighbours."""
 
 
-def settle(stage: Stage, said: Description, last: bool) -> Stage:
-    """A stage with what its model says filled in where the user said nothing."""
+def settle(stage: Stage, said: Description, last: bool, stateful: bool | None) -> Stage:
+    """A stage with what its model says filled in where the user said nothing. stateful: as the user has it."""
     return dataclasses.replace(
         stage,
         methods=stage.methods or (said.methods if last else said.inner),
         takes=stage.takes or said.takes,
         inputs=stage.inputs or said.inputs or (),
-        stateful=stage.stateful or said.stateful,
+        outputs=stage.outputs or said.outputs or (),
+        stateful=said.stateful if stateful is None else stateful,
     )
 
 
@@ -125,16 +126,27 @@ def rehearse(engine: Engine, batch: Batch) -> tuple[Outcome, dict[str, Recorder]
 
 
 def with_outputs(stage: Stage, recorder: Recorder) -> Stage:
-    """The stage with the outputs that were seen. Raises BadInput where no row of the sample came through."""
+    """The stage with the outputs that were seen, as declared where they were.
+
+    Raises BadInput where no row of the sample came through.
+    """
     if recorder.answered is None or len(recorder.answered.batch) == 0:
-        errors = list(recorder.answered.errors.values()) if recorder.answered is not None else []
-        why = errors[0] if errors else str(recorder.raised) if recorder.raised else "it dropped every row."
-        raise BadInput(
-            f"Stage {stage.name!r} answered no row of the sample: {why}",
-            "Give rows that fit it with --sample.",
-        )
+        raise _no_answer(stage, recorder)
     answer = recorder.answered.batch
-    return dataclasses.replace(stage, outputs=tuple(field_of(n, answer.columns[n]) for n in answer.names))
+    declared = {f.name: f for f in stage.outputs}
+    seen = (field_of(n, answer.columns[n]) for n in answer.names)
+    return dataclasses.replace(stage, outputs=tuple(declared.get(f.name, f) for f in seen))
+
+
+def _no_answer(stage: Stage, recorder: Recorder) -> BadInput:
+    if isinstance(recorder.raised, MlpackerError):
+        said = f"Stage {stage.name!r} failed: {recorder.raised.sentence}"
+        return BadInput(said, recorder.raised.next_step, **recorder.raised.facts)
+    errors = list(recorder.answered.errors.values()) if recorder.answered is not None else []
+    why = f"{recorder.raised}" if recorder.raised else errors[0] if errors else "it dropped every row."
+    return BadInput(
+        f"Stage {stage.name!r} answered no row of the sample: {why}", "Give rows that fit it with --sample."
+    )
 
 
 def judge_batching(stage: Stage, runner: object, recorder: Recorder) -> Stage:

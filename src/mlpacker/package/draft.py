@@ -83,7 +83,6 @@ def _copy(described: StageDescription, folder: Path) -> Stage:
         args=dict(described.args),
         methods=described.methods,
         takes=described.takes,
-        stateful=bool(described.stateful),
         batch=described.batch or "rows",
         inputs=described.inputs,
         outputs=described.outputs,

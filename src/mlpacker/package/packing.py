@@ -248,7 +248,7 @@ def _ask_training(
     try:
         with crew.crew(drafted.folder, {s.environment: python for s in stages}, accepted=True) as workers:
             described = {s.name: workers.load(s) for s in stages}
-            outcome = _rehearse(stages, described, sample, workers, pipeline.inputs).outcome
+            outcome = _rehearse(stages, described, sample, workers, pipeline).outcome
     except MlpackerError as error:
         if options.python is not None:
             raise
@@ -274,13 +274,15 @@ def _rehearse(
     described: Mapping[str, Description],
     sample: Batch | None,
     workers: crew.Crew,
-    declared: tuple[Field, ...],
+    pipeline: Pipeline,
 ) -> _Rehearsal:
-    """Settle the stages and answer the sample. declared: the pipeline's inputs, where the user wrote them down."""
+    """Settle the stages and answer the sample."""
     last = Manifest("", stages, (), ()).last
-    settled = tuple(describe.settle(s, described[s.name], s.name in last) for s in stages)
+    settled = tuple(
+        describe.settle(s, described[s.name], s.name in last, pipeline.stage(s.name).stateful) for s in stages
+    )
     untyped = {n for d in described.values() for n in d.untyped}
-    inputs = declared or describe.pipeline_inputs(settled, sample, untyped)
+    inputs = pipeline.inputs or describe.pipeline_inputs(settled, sample, untyped)
     batch, made_up = describe.fit_sample(sample, inputs, SAMPLE_ROWS)
     return _answer(settled, inputs, batch, made_up, workers)
 
@@ -421,10 +423,14 @@ def _prove(
     clean = {name: crew.clean(python, options.environ) for name, python in pythons.items()}
     with crew.crew(drafted.folder, clean, accepted=True) as workers:
         described = {s.name: workers.load(s) for s in stages}
-        seen = _rehearse(stages, described, sample, workers, pipeline.inputs)
+        for note in (n for d in described.values() for n in d.notes):
+            events.warn(note)
+        seen = _rehearse(stages, described, sample, workers, pipeline)
         if not pipeline.inputs:
             seen = _without_unused(seen, workers)
         settled = tuple(describe.with_outputs(s, seen.recorders[s.name]) for s in seen.stages)
+        for stage in settled:
+            workers.load(stage)
         settled = tuple(
             describe.judge_batching(s, workers.workers[s.environment].runner(s.name), seen.recorders[s.name])
             for s in settled
