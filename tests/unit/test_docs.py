@@ -1,0 +1,137 @@
+"""The pages say what is: the reference is the code's, links lead somewhere, and every command line shown would be accepted."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote
+
+import click
+import pytest
+
+from mlpacker import cli
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = sorted(
+    p
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "examples/*.md",
+        "examples/*/*.md",
+        "benchmarks/*.md",
+        "runtime/*.md",
+    )
+    for p in ROOT.glob(pattern)
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = ("", "sh", "bash", "console", "text")
+
+
+def _names(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _prose(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def _anchors(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def _commands(text: str) -> Iterator[str]:
+    """The `mlpacker …` lines of fenced blocks, continued lines joined, comments and pipes cut off."""
+    for language, block in FENCE.findall(text):
+        if language not in SHELL:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"(?:\$ )?(?:\w+=\S+ +)*(mlpacker .*)", line)
+            if found:
+                yield found[1]
+
+
+def _words(line: str) -> list[str]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    lexer.commenters = "#"
+    words = list(lexer)
+    ends = [i for i, w in enumerate(words) if set(w) <= set("|&;<>")]
+    return words[1 : ends[0] if ends else None]
+
+
+def parse(line: str) -> None:
+    """Parse one command line with the command line's own parser. Raises click.ClickException where it would refuse it."""
+    words = _words(line)
+    if not words or words[0].startswith("-"):
+        return
+    context = click.Context(cli.cli, info_name="mlpacker")
+    command = cli.cli.get_command(context, words[0])
+    if command is None:
+        raise click.UsageError(f"There is no command {words[0]!r}.")
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            parameter.type.exists = False
+    command.make_context(words[0], words[1:], parent=context)
+
+
+def test_the_command_line_page_is_what_the_generator_makes() -> None:
+    tool = _tool("docs_cli")
+    assert tool.PAGE.read_text() == tool.page(), "Write it anew: make docs"
+
+
+def test_every_exit_code_is_explained_with_the_words_of_the_command_line() -> None:
+    tool = _tool("docs_cli")
+    assert {c for _, c in cli.EXIT_CODES} <= {code for code, _, _ in tool.ERRORS}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
+    for target in LINK.findall(_prose(path.read_text())):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        place = (path.parent / unquote(file)).resolve() if file else path
+        assert place.exists(), f"{target}: there is no such file"
+        assert place.is_relative_to(ROOT), f"{target} leads out of the repository"
+        if anchor and place.suffix == ".md":
+            assert anchor in _anchors(place.read_text()), f"{target}: there is no such heading"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_every_command_shown_would_be_accepted(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLPACKER_HOME", raising=False)
+    for line in _commands(path.read_text()):
+        try:
+            parse(line)
+        except click.ClickException as error:
+            pytest.fail(f"{line}\n{error.format_message()}")
+
+
+@pytest.mark.parametrize(
+    "line", ["mlpacker pakc model.joblib", "mlpacker run iris --prot 80", "mlpacker score iris rows.csv"]
+)
+def test_a_command_that_would_be_refused_is_noticed(line: str) -> None:
+    with pytest.raises(click.ClickException):
+        parse(line)
+
+
+def test_each_guide_the_readme_names_is_there() -> None:
+    guides = {p.name for p in (ROOT / "docs" / "howto").glob("*.md")}
+    assert {"pack.md", "pipelines.md", "serve.md", "score.md", "move.md", "trust.md", "python.md"} <= guides
