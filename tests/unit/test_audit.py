@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import collections
+import functools
 import gzip
 import io
 import lzma
@@ -593,6 +594,16 @@ def test_the_module_scikit_learn_misnamed_is_found_under_its_own_name():
     assert scan(data).names == ("sklearn._loss._loss.CyHalfBinomialLoss",)
     assert scan(data).refused == ()
     assert load(data).__name__ == "CyHalfBinomialLoss"
+
+
+def test_the_one_partial_that_models_hold_is_accepted():
+    """HistGradientBoosting with categories checks its numbers by a partial of check_array."""
+    from sklearn.utils.validation import check_array
+
+    loaded = load(pickle.dumps(functools.partial(check_array, dtype=np.float64)))
+    assert (loaded.func, loaded.keywords) == (check_array, {"dtype": np.float64})
+    with pytest.raises(Refused, match="partial"):
+        load(pickle.dumps(functools.partial(np.log1p, dtype=np.float64)))
 
 
 def test_a_class_of_the_training_script_is_named_with_the_flag():

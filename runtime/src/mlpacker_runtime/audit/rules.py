@@ -225,5 +225,6 @@ TAKES_ANY_CLASS = frozenset(
         ("numpy.ma.core", "_mareconstruct"),
         ("numpy", "dtype"),
         ("collections", "defaultdict"),
+        ("functools", "partial"),
     }
 )
