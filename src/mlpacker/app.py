@@ -27,6 +27,7 @@ from mlpacker_runtime import manifest as manifests
 from mlpacker_runtime.manifest import Manifest
 
 from . import trust
+from .environments import variables
 from .errors import BadDescription, EnvironmentFailed, ModelFailed
 from .events import Events, Silent
 
@@ -291,6 +292,7 @@ class Mlpacker:
         places = {name: install.place(lock, self.home, runtime) for name, lock in locks.items()}
         if all(install.is_there(p) for p in places.values()):
             return places
+        self.events.step("Preparing the environment")
         with self._carried_wheels(digest) as wheels:
             return {
                 name: install.ensure(lock, self.home, runtime, wheels=wheels, progress=self.events.note)
@@ -477,7 +479,6 @@ class Mlpacker:
             whole=any(s.batch == "request" for s in info.manifest.stages),
             restart=restart,
         )
-        self.events.step("Preparing the environment")
         with self.open(info.digest, trust_code=trust_code) as package:
             self.events.step("Scoring")
             return score.score(job, package, self.events)
@@ -490,7 +491,6 @@ class Mlpacker:
         """
         info = self.inspect(ref)
         accepted = self._accepted(info, trust_code)
-        self.events.step("Preparing the environment")
         folder, environments = self.materialise(info.digest), self.environments(info.digest)
         own = info.manifest.stages[0].environment
         argv = [str(environments[own].python), "-I", "-m", "mlpacker_runtime", "serve"]
@@ -499,7 +499,7 @@ class Mlpacker:
         for name, environment in environments.items():
             argv += ["--stage-worker", f"{name}={environment.python}"] if name != own else []
         argv += _flags(served)
-        return Launch(argv, crew_environ(os.environ))
+        return Launch(argv, variables.clean(os.environ))
 
     def serve(self, ref: str, *, port: int = 0, **options: Any) -> Serving:
         """Serve a package in the background until closed; `port` 0 picks a free one. options: those of `launch`."""
@@ -522,12 +522,6 @@ def _flags(served: Mapping[str, Any]) -> list[str]:
             continue
         flags += [f"--{key.replace('_', '-')}"] + ([] if value is True else [str(value)])
     return flags
-
-
-def crew_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    from .package.crew import HIDDEN
-
-    return {k: v for k, v in environ.items() if k not in HIDDEN and not k.startswith("MLPACKER_")}
 
 
 def _kind(path: str) -> str:

@@ -6,9 +6,10 @@ Standard library and NumPy only: this module is also imported inside a user's tr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # who only reads a manifest, as the command line does, need not wait for NumPy
+    import numpy as np
 
 NUMERIC = (
     "bool",
@@ -57,6 +58,8 @@ class Field:
     @property
     def numpy(self) -> np.dtype:
         """The dtype a column of this field has in a batch."""
+        import numpy as np
+
         if self.numeric:
             return np.dtype(self.dtype)
         return np.dtype("datetime64[ns]") if self.dtype == "datetime" else np.dtype(object)
@@ -80,6 +83,8 @@ def is_matrix(fields: tuple[Field, ...]) -> bool:
 
 def field_of(name: str, column: Any) -> Field:
     """The field that describes an array, a masked array or a sparse matrix of one column's rows."""
+    import numpy as np
+
     shape = (-1, *(int(n) for n in column.shape[1:]))
     dtype = column.dtype
     if dtype.kind in "OUS":

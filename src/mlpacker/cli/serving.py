@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -36,8 +38,21 @@ def run(ref: str, home: Path | None, trust_code: bool, **served: object) -> None
     Prints one line, `ready URL NAME@DIGEST`, when it answers. Ctrl-C or SIGTERM finish what is in flight, then end it.
     """
     from .. import app
-    from .drawing import Drawn
 
-    with Drawn() as events:
+    with WhenNeeded() as events:
         launch = app.Mlpacker(home, events=events).launch(ref, trust_code=trust_code, **served)
     os.execve(launch.argv[0], launch.argv, launch.environ)
+
+
+class WhenNeeded(ExitStack):
+    """Events drawn from the first one on: where all is there already, nothing is, and serving starts sooner."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("step", "progress", "note", "warn"):
+            raise AttributeError(name)
+        from .drawing import Drawn
+
+        drawn = self.enter_context(Drawn())
+        for event in ("step", "progress", "note", "warn"):
+            setattr(self, event, getattr(drawn, event))
+        return getattr(drawn, name)

@@ -17,8 +17,7 @@ from mlpacker_runtime.formats import Description
 from mlpacker_runtime.hop.client import StageWorker
 from mlpacker_runtime.manifest import Stage
 
-HIDDEN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
-"""Variables that would leak another installation into a clean environment."""
+from ..environments import variables
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def clean(python: Path, environ: Mapping[str, str]) -> Python:
 
     -B, because isolation makes Python deaf to variables: bytecode beside a stage's code would become part of the package.
     """
-    return Python((str(python), "-I", "-B"), {k: v for k, v in environ.items() if k not in HIDDEN})
+    return Python((str(python), "-I", "-B"), variables.clean(environ))
 
 
 def training(python: Path, runtime: Path, environ: Mapping[str, str]) -> Python:

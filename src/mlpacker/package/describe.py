@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +61,25 @@ def pipeline_inputs(
 
 def _named(fields: tuple[Field, ...], sample: Batch | None) -> tuple[Field, ...]:
     """A model that knows only how wide it is takes the names of a sample of plain columns of that width."""
+    if sample is not None:
+        fields = tuple(_as_called(f, sample) for f in fields)
     only = fields[0]
     if sample is None or len(fields) > 1 or len(only.shape) != 2 or len(sample.names) != only.shape[1]:
         return fields
     return tuple(Field(n, only.dtype) for n in sample.names)
+
+
+def _as_called(field: Field, sample: Batch) -> Field:
+    """A field under the sample's name for it: LightGBM writes the blanks of a name as underscores."""
+    if field.name in sample:
+        return field
+    called = [n for n in sample.names if spelled(n) == field.name]
+    return dataclasses.replace(field, name=called[0]) if len(called) == 1 else field
+
+
+def spelled(name: str) -> str:
+    """A column's name as a model may have kept it."""
+    return name.replace(" ", "_")
 
 
 def _typed(field: Field, sample: Batch | None) -> Field:
@@ -125,8 +141,10 @@ def rehearse(engine: Engine, batch: Batch) -> tuple[Outcome, dict[str, Recorder]
     return Engine(engine.stages, recorders).run(batch), recorders
 
 
-def with_outputs(stage: Stage, recorder: Recorder) -> Stage:
+def with_outputs(stage: Stage, recorder: Recorder, labels: tuple[Any, ...]) -> Stage:
     """The stage with the outputs that were seen, as declared where they were.
+
+    labels: the classes in the order of the probabilities' columns, which become that output's categories.
 
     Raises BadInput where no row of the sample came through.
     """
@@ -134,8 +152,14 @@ def with_outputs(stage: Stage, recorder: Recorder) -> Stage:
         raise _no_answer(stage, recorder)
     answer = recorder.answered.batch
     declared = {f.name: f for f in stage.outputs}
-    seen = (field_of(n, answer.columns[n]) for n in answer.names)
-    return dataclasses.replace(stage, outputs=tuple(declared.get(f.name, f) for f in seen))
+    seen = [field_of(n, answer.columns[n]) for n in answer.names]
+    outputs = [_labelled(declared.get(f.name, f), labels) for f in seen]
+    return dataclasses.replace(stage, outputs=tuple(outputs))
+
+
+def _labelled(field: Field, labels: tuple[Any, ...]) -> Field:
+    fits = field.name == "predict_proba" and field.shape[1:] == (len(labels),)
+    return dataclasses.replace(field, categories=labels) if fits else field
 
 
 def _no_answer(stage: Stage, recorder: Recorder) -> BadInput:

@@ -319,7 +319,7 @@ def _with_inputs(stage: Stage, inputs: tuple[Field, ...]) -> Stage:
             if stage.inputs or stage.after != (manifest.INPUT,)
             else dataclasses.replace(stage, inputs=inputs)
         )
-    known = {f.name: f for f in inputs}
+    known = {f.name: f for f in inputs} | {describe.spelled(f.name): f for f in inputs}
     if len(stage.inputs) == 1 and stage.inputs[0].name not in known:  # one tensor, now told as plain columns
         return dataclasses.replace(stage, inputs=inputs)
     return dataclasses.replace(stage, inputs=tuple(known.get(f.name, f) for f in stage.inputs))
@@ -356,7 +356,8 @@ def _lock(
         raise BadDescription(
             f"The stages of environment {group.name!r} need Python {' and '.join(sorted(told))}."
         )
-    bound = any(f.code and f.python for f in facts)
+    # Code pickled by value holds bytecode, which no other Python runs; the file does not say which one that is.
+    bound = any(drafted.facts[s.name].code and s.model is not None for s in group.stages)
     carried = drafted.folder / "wheels"
     carried.mkdir(exist_ok=True)
     return _resolve(requirements, python, bound, carried, strangers, options, runtime, events)
@@ -428,7 +429,9 @@ def _prove(
         seen = _rehearse(stages, described, sample, workers, pipeline)
         if not pipeline.inputs:
             seen = _without_unused(seen, workers)
-        settled = tuple(describe.with_outputs(s, seen.recorders[s.name]) for s in seen.stages)
+        settled = tuple(
+            describe.with_outputs(s, seen.recorders[s.name], described[s.name].labels) for s in seen.stages
+        )
         for stage in settled:
             workers.load(stage)
         settled = tuple(
@@ -486,6 +489,13 @@ def _expected(path: Path, outcome: Outcome) -> Outcome:
     return Outcome(fitted.with_rows(outcome.batch.rows), outcome.errors)
 
 
+def _outputs(seen: _Rehearsal) -> tuple[Field, ...]:
+    """The pipeline's outputs as its last stages declare them, where their names are theirs alone."""
+    last = Manifest("", seen.stages, (), ()).last
+    declared = {f.name: f for s in seen.stages if s.name in last for f in s.outputs}
+    return tuple(declared.get(f.name, f) for f in describe.pipeline_outputs(seen.outcome))
+
+
 def _write(
     seen: _Rehearsal,
     drafted: draft.Draft,
@@ -500,7 +510,7 @@ def _write(
         version=pipeline.version,
         stages=seen.stages,
         inputs=seen.inputs,
-        outputs=describe.pipeline_outputs(seen.outcome),
+        outputs=_outputs(seen),
         environments={n: Environment(lock.python, f"env/{n}.lock.json") for n, lock in locked.items()},
         sample="sample.json",
         metadata=dict(pipeline.metadata),
