@@ -94,8 +94,11 @@ def _until(end: float, prop: Any) -> Any:
     @wraps(prop)
     def repeated(**fixtures: object) -> None:
         prop.hypothesis.inner_test = example
-        while time.monotonic() < end:
-            prop(**fixtures)
+        try:
+            while time.monotonic() < end:
+                prop(**fixtures)
+        finally:
+            prop.hypothesis.inner_test = tried  # the function is shared by all its parameters
 
     return repeated
 

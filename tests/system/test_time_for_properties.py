@@ -11,6 +11,7 @@ from pathlib import Path
 
 CONFTEST = Path(__file__).resolve().parents[1] / "conftest.py"
 PROPERTIES = """
+import pytest
 from hypothesis import assume, given, strategies as st
 
 tried = [0]
@@ -23,6 +24,11 @@ def test_holds(number):
 @given(st.integers())
 def test_holds_for_small_numbers_only(number):
     assert number < 5000
+
+@pytest.mark.parametrize("limit", [1, 2])
+@given(st.integers())
+def test_each_parameter_has_its_turn(limit, number):
+    assert limit == 1, "the second parameter"
 
 def test_many_examples_were_tried():
     assert tried[0] > 300
@@ -44,6 +50,7 @@ def test_properties_use_their_time_and_show_the_smallest_failure(tmp_path: Path)
         capture_output=True,
         text=True,
     )
-    assert "1 failed, 2 passed" in done.stdout, done.stdout
+    assert "2 failed, 3 passed" in done.stdout, done.stdout
+    assert "the second parameter" in done.stdout
     assert "assert 5000 < 5000" in done.stdout
     assert 2 < time.monotonic() - begun < 15
