@@ -70,23 +70,22 @@ def ask(inputs: tuple[Field, ...], path: str, body: bytes, **headers: bytes) -> 
 
 VALUES: Any = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(), st.integers(-3, 300), st.floats(), st.text(max_size=6),
+        st.none(), st.booleans(), st.integers(), st.integers(-3, 300), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=6),
         st.sampled_from(["x", "y", "2024-05-01", "2024-05-01T10:00:00Z", "aGk=", "Infinity", "0" * 30]),
     ),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.sampled_from(NAMES), inner, max_size=4)),
     max_leaves=25,
 )  # fmt: skip
+LEAVES = st.sampled_from([None, True, "8", 1.5, [8], {}, 1 << 70, float("nan")])
 TENSORS = st.fixed_dictionaries(
     {
         "name": st.sampled_from(NAMES),
-        "shape": st.lists(st.integers(-2, 4) | st.integers(), max_size=3),
+        "shape": st.lists(st.integers(0, 4) | st.sampled_from([-1, 1 << 40, 1 << 62, 1 << 70]), max_size=3),
         "datatype": st.sampled_from([*DATATYPES, "FP8"]),
     },
     optional={
         "data": VALUES,
-        "parameters": st.dictionaries(
-            st.sampled_from(["binary_data_size", "x"]), st.integers(-1, 40) | VALUES, max_size=1
-        ),
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-1, 40) | LEAVES}),
     },
 )
 INFER = st.fixed_dictionaries(

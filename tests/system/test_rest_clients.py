@@ -188,7 +188,7 @@ def test_the_page_answers_its_own_example_in_a_browser(people: str, tmp_path: Pa
         f"--user-data-dir={tmp_path}",
         "--virtual-time-budget=8000",
         "--dump-dom",
-        f"{people}/docs#try",
+        f"{people}/docs#go",
     ]
     page = subprocess.run(argv, capture_output=True, text=True, timeout=120).stdout
     assert "200 in" in page

@@ -131,7 +131,7 @@ const text=await r.text();s.textContent=r.status+' in '+ms+' ms';s.className=r.o
 catch(e){s.textContent='no answer: '+e.message;s.className='bad'}out.hidden=false;q('#try').disabled=false}
 q('#try').addEventListener('click',go);q('#rows').addEventListener('input',show);q('#key').addEventListener('input',show);
 document.addEventListener('keydown',e=>{if((e.ctrlKey||e.metaKey)&&e.key==='Enter')go()});
-document.querySelectorAll('[data-copy]').forEach(b=>b.addEventListener('click',async()=>{await navigator.clipboard.writeText(q(b.dataset.copy).textContent);b.textContent='copied';setTimeout(()=>b.textContent='copy',1200)}));show();if(location.hash==='#try')go();
+document.querySelectorAll('[data-copy]').forEach(b=>b.addEventListener('click',async()=>{await navigator.clipboard.writeText(q(b.dataset.copy).textContent);b.textContent='copied';setTimeout(()=>b.textContent='copy',1200)}));show();if(location.hash==='#go')go();
 """
 
 PAGE = """<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width,initial-scale=1">
