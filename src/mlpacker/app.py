@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .environments.lock import Lock
     from .package import packing
     from .package.diff import Change, Side
+    from .pipeline import StageDescription
     from .score import Counts
     from .stores.registry import Registry
 
@@ -142,7 +143,8 @@ class Mlpacker:
                 "version": version,
                 "sample": Path(sample) if sample else None,
                 "expect": Path(expect) if expect else None,
-                "requirements": (*described.requirements, *requirements) or None,
+                "requirements": (*described.requirements, *_requirement_lines(requirements)) or None,
+                "stages": tuple(_with_code(s, code) for s in described.stages),
             }
             described = replace(described, **{k: v for k, v in given.items() if v is not None})
         else:
@@ -282,20 +284,28 @@ class Mlpacker:
 
     # --- environments
 
-    def environments(self, digest: str) -> dict[str, Environment]:
-        """A package's environments, made where they are not there yet. Raises EnvironmentFailed."""
+    def environments(
+        self, digest: str, extras: Mapping[str, tuple[str, ...]] | None = None
+    ) -> dict[str, Environment]:
+        """A package's environments, made where they are not there yet. Raises EnvironmentFailed.
+
+        extras: extras of the runtime (`parquet`) that an environment shall have beside the pins, by its name.
+        """
         from .environments import install
         from .environments.runtime_wheel import runtime_wheel
 
         runtime = runtime_wheel(self.home / "cache")
         locks = self.locks(digest)
-        places = {name: install.place(lock, self.home, runtime) for name, lock in locks.items()}
+        wanted = {name: (extras or {}).get(name, ()) for name in locks}
+        places = {n: install.place(lock, self.home, runtime, wanted[n]) for n, lock in locks.items()}
         if all(install.is_there(p) for p in places.values()):
             return places
         self.events.step("Preparing the environment")
         with self._carried_wheels(digest) as wheels:
             return {
-                name: install.ensure(lock, self.home, runtime, wheels=wheels, progress=self.events.note)
+                name: install.ensure(
+                    lock, self.home, runtime, extras=wanted[name], wheels=wheels, progress=self.events.note
+                )
                 for name, lock in locks.items()
             }
 
@@ -483,16 +493,19 @@ class Mlpacker:
             self.events.step("Scoring")
             return score.score(job, package, self.events)
 
-    def launch(self, ref: str, *, trust_code: bool = False, **served: Any) -> Launch:
+    def launch(
+        self, ref: str, *, trust_code: bool = False, extras: Sequence[str] = (), **served: Any
+    ) -> Launch:
         """The command that serves a package.
 
-        served: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log`,
+        extras: extras of the runtime that doors need (`parquet`: Parquet bodies to `/invocations`). served: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log`,
         `no_batching`, as `mlpacker run` has them.
         """
         info = self.inspect(ref)
         accepted = self._accepted(info, trust_code)
-        folder, environments = self.materialise(info.digest), self.environments(info.digest)
         own = info.manifest.stages[0].environment
+        folder = self.materialise(info.digest)
+        environments = self.environments(info.digest, {own: tuple(extras)})
         argv = [str(environments[own].python), "-I", "-m", "mlpacker_runtime", "serve"]
         argv += ["--package", str(folder), "--digest", info.digest, "--environment", own]
         argv += ["--accepted"] if accepted else []
@@ -504,6 +517,17 @@ class Mlpacker:
     def serve(self, ref: str, *, port: int = 0, **options: Any) -> Serving:
         """Serve a package in the background until closed; `port` 0 picks a free one. options: those of `launch`."""
         return Serving(self.launch(ref, port=port, **options))
+
+
+def _requirement_lines(requirements: Sequence[str]) -> tuple[str, ...]:
+    """Files among them read; else the name of a file would be taken for a distribution's, and fetched."""
+    from . import pipeline as pipelines
+
+    return tuple(line for r in requirements for line in pipelines.requirement_lines(r, Path.cwd()))
+
+
+def _with_code(stage: StageDescription, code: Sequence[str | Path]) -> StageDescription:
+    return replace(stage, code=(*stage.code, *(Path(c).absolute() for c in code)))
 
 
 def _check_outputs(info: Info, want: frozenset[str] | None) -> None:
