@@ -55,10 +55,20 @@ MEASURES = (
     ("memory", "memory", False),
 )
 """Title, field of a round, and whether more is better."""
+HEADLINES = ("rate", "alone_p50", "cold", "memory")
 
 
-def median(rounds: Iterable[Round], measure: str) -> float:
-    return statistics.median(getattr(r, measure) for r in rounds)
+def median(rounds: Iterable[Round], measure: str) -> float | None:
+    """None where nothing was answered in the time given, so that nothing was measured."""
+    values = [v for r in rounds if (v := getattr(r, measure)) > 0]
+    return statistics.median(values) if values else None
+
+
+def best(
+    entered: Mapping[str, Sequence[Round]], names: Iterable[str], measure: str, more: bool
+) -> float | None:
+    found = [m for n in names if (m := median(entered[n], measure)) is not None]
+    return (max if more else min)(found) if found else None
 
 
 def plain(rounds: Rounds, packs: Mapping[str, Pack]) -> dict[str, object]:
@@ -82,6 +92,9 @@ def write(
 ) -> str:
     kinds = {c.name: c.kind for c in contestants}
     parts = [_introduction(versions)]
+    glance = _glance(rounds, kinds, workloads)
+    if glance:
+        parts.append(glance)
     for workload in workloads:
         entered = {c: rs for (w, c), rs in rounds.items() if w == workload.name}
         if entered:
@@ -114,6 +127,39 @@ def _introduction(versions: Mapping[str, str]) -> str:
 Measured {datetime.datetime.now(datetime.timezone.utc).date().isoformat()} with {known}. Load average of the machine meanwhile: {load:.1f}."""
 
 
+def _glance(rounds: Rounds, kinds: Mapping[str, str], workloads: Sequence[Workload]) -> str:
+    """The first table: ours over the best of the model servers, a workload a line."""
+    chosen = [m for m in MEASURES if m[1] in HEADLINES]
+    lines = []
+    for workload in workloads:
+        entered = {c: rs for (w, c), rs in rounds.items() if w == workload.name}
+        servers = [n for n in entered if kinds[n] == SERVER]
+        lines += [
+            _line([f"{workload.name}, {own}", *_against(entered, own, servers, chosen)])
+            for own in entered
+            if kinds[own] == OURS and servers
+        ]
+    if not lines:
+        return ""
+    head = [
+        _line(["÷ the best model server", *(t for t, _, _ in chosen)]),
+        _line(["---", *("---:" for _ in chosen)]),
+    ]
+    return "## At a glance\n\nOf requests/s more is better, of all else less.\n\n" + "\n".join(
+        [*head, *lines]
+    )
+
+
+def _against(
+    entered: Mapping[str, Sequence[Round]],
+    own: str,
+    others: Sequence[str],
+    measures: Sequence[tuple[str, str, bool]],
+) -> list[str]:
+    """Our medians over the best of these others', measure by measure."""
+    return [_ratio(median(entered[own], m), best(entered, others, m, more)) for _, m, more in measures]
+
+
 def _section(workload: Workload, entered: Mapping[str, Sequence[Round]], kinds: Mapping[str, str]) -> str:
     parts = [f"## {workload.name}: {workload.title}"]
     ratios = _ratios(entered, kinds)
@@ -131,25 +177,27 @@ def _section(workload: Workload, entered: Mapping[str, Sequence[Round]], kinds: 
 
 
 def _ratios(entered: Mapping[str, Sequence[Round]], kinds: Mapping[str, str]) -> str:
-    """Ours against the best of the model servers, the hand-written service and the ceiling, measure by measure."""
-    mine = [n for n in entered if kinds[n] == OURS]
+    """Ours over the best of the model servers, the hand-written service and the ceiling, a pair a line."""
+    against: dict[str, list[str]] = {}
     servers = [n for n in entered if kinds[n] == SERVER]
-    others = [n for n in entered if kinds[n] in (WRITTEN, CEILING)]
-    if not mine or not (servers or others):
-        return ""
-    against = [*(["the best model server"] if servers else []), *others]
-    lines = [_line(["", *(f"÷ {name}" for name in against)]), _line(["---", *("---:" for _ in against)])]
-    for own in mine:
-        for title, measure, more in MEASURES:
-            value = median(entered[own], measure)
-            best = (max if more else min)([median(entered[n], measure) for n in servers], default=None)
-            compared = [*([best] if servers else []), *(median(entered[n], measure) for n in others)]
-            lines.append(_line([f"{own}: {title}", *(_ratio(value, c) for c in compared)]))
-    return "\n".join(lines)
+    if servers:
+        against["the best model server"] = servers
+    against |= {n: [n] for n in entered if kinds[n] in (WRITTEN, CEILING)}
+    lines = [
+        _line([f"{own} ÷ {title}", *_against(entered, own, others, MEASURES)])
+        for own in entered
+        if kinds[own] == OURS
+        for title, others in against.items()
+    ]
+    head = [_line(["", *(t for t, _, _ in MEASURES)]), _line(["---", *("---:" for _ in MEASURES)])]
+    return "\n".join([*head, *lines]) if lines else ""
 
 
-def _ratio(value: float, other: float | None) -> str:
-    return "–" if not other else f"{value / other:.2f}×" if value / other < 10 else f"{value / other:.0f}×"
+def _ratio(value: float | None, other: float | None) -> str:
+    if value is None or other is None:
+        return "–"
+    ratio = value / other
+    return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
 
 
 def _table(entered: Mapping[str, Sequence[Round]]) -> str:
@@ -173,7 +221,9 @@ def _table(entered: Mapping[str, Sequence[Round]]) -> str:
 
 
 def _spread(rounds: Sequence[Round], measure: str) -> str:
-    values = [getattr(r, measure) for r in rounds]
+    values = [v for r in rounds if (v := getattr(r, measure)) > 0]
+    if not values:
+        return "–"
     middle = _number(statistics.median(values))
     return middle if len(values) == 1 else f"{middle} ({_number(min(values))}–{_number(max(values))})"
 

@@ -42,8 +42,8 @@ class Workload:
 
 WORKLOADS = (
     Workload("W1", "a scaler and a logistic regression, one row of 30 floats a request", 1, 64, 3, 2),
-    Workload("W2", "a forest of 100 trees, one row of 30 floats a request", 1, 64, 2, 2),
-    Workload("W3", "a scaler and a logistic regression, 1,000 rows of 30 floats a request", 1000, 4, 2, 3),
+    Workload("W2", "a forest of 100 trees, one row of 30 floats a request", 1, 64, 3, 2),
+    Workload("W3", "a scaler and a logistic regression, 1,000 rows of 30 floats a request", 1000, 4, 3, 3),
 )
 
 
@@ -71,13 +71,15 @@ def main() -> int:
     chosen = [
         c for c in every_one() if not options.only or any(o.lower() in c.name.lower() for o in options.only)
     ]
-    training = _venv("training", SCIKIT_LEARN)
-    subprocess.run(
-        [str(training), str(HERE / "train.py"), str(WORK / "models")], check=True, env=machine.environment({})
-    )
+    try:
+        training = _venv("training", SCIKIT_LEARN)
+        _train(training)
+    except (OSError, subprocess.SubprocessError) as cause:
+        print(f"The models can't be trained: {_reason(cause)}", file=sys.stderr)
+        return 1
     ready = _installed(chosen, training, results)
-    for workload in workloads:
-        _run_workload(workload, ready, training, results, began + options.minutes * 60, options)
+    fields = [_field(w, ready, training, results, options) for w in workloads]
+    _rounds(fields, results, began + options.minutes * 60, options.quick)
     text = report.write(
         results.rounds, results.packs, results.skipped, results.versions, workloads, every_one()
     )
@@ -90,7 +92,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare mlpacker with its peers on this machine.")
     parser.add_argument(
-        "--minutes", type=float, default=12, help="start no further round after this long (default 12)"
+        "--minutes", type=float, default=13, help="start no round that would end later (default 13)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="one short round a workload: does everything still answer?"
@@ -169,7 +171,7 @@ def _versions(contestant: Contestant, python: Path) -> dict[str, str]:
 def _skip(contestant: Contestant, cause: Exception, results: Results) -> None:
     reason = _reason(cause)
     results.skipped[contestant.name] = reason
-    say(f"skipping {contestant.name}: {reason}")
+    say(f"  skipping {contestant.name}: {reason}")
 
 
 def _reason(cause: Exception) -> str:
@@ -179,16 +181,23 @@ def _reason(cause: Exception) -> str:
     return (said.strip().splitlines() or [type(cause).__name__])[-1].strip()[-400:]
 
 
-def _run_workload(
+@dataclass(frozen=True)
+class Field:
+    """Who takes part in a workload, prepared; and its rows with scikit-learn's labels."""
+
+    workload: Workload
+    takers: Sequence[tuple[Contestant, Place]]
+    known: dict[str, list]
+
+
+def _field(
     workload: Workload,
     ready: Sequence[tuple[Contestant, Path]],
     training: Path,
     results: Results,
-    until: float,
     options: argparse.Namespace,
-) -> None:
+) -> Field:
     source = WORK / "models" / MODELS[workload.name]
-    known = json.loads((source / "rows.json").read_text())
     takers = [
         (c, _place(c, python, source, training))
         for c, python in ready
@@ -196,21 +205,35 @@ def _run_workload(
     ]
     for contestant, place in takers:
         _prepare(contestant, place, workload, results, options)
-    rounds = 1 if options.quick else workload.rounds
-    for number in range(rounds):
-        if number and time.monotonic() > until:
-            say(f"{workload.name}: out of time after {number} rounds")
-            break
-        for contestant, place in takers:
-            if contestant.name in results.skipped:
+    return Field(workload, takers, json.loads((source / "rows.json").read_text()))
+
+
+def _rounds(fields: Sequence[Field], results: Results, until: float, quick: bool) -> None:
+    """The first round of every workload, then the second, and so on, as long as the next is likely to end in time."""
+    took: dict[str, float] = {}
+    for number in range(1 if quick else max(f.workload.rounds for f in fields)):
+        for field_ in fields:
+            workload = field_.workload
+            began = time.monotonic()
+            if number >= workload.rounds or (number and began + took[workload.name] > until):
                 continue
-            say(f"{workload.name}, round {number + 1} of {rounds}: {contestant.name}")
-            try:
-                done = _round(contestant, place, workload, known, 1 if options.quick else workload.seconds)
-            except (OSError, load.NoAnswer, WrongAnswer, subprocess.SubprocessError) as cause:
-                _skip(contestant, cause, results)
-            else:
-                results.rounds.setdefault((workload.name, contestant.name), []).append(done)
+            say(f"{workload.name}, round {number + 1}")
+            _every_taker(field_, results, 1 if quick else workload.seconds)
+            took[workload.name] = time.monotonic() - began
+
+
+def _every_taker(field_: Field, results: Results, seconds: float) -> None:
+    for contestant, place in field_.takers:
+        if contestant.name in results.skipped:
+            continue
+        began = time.monotonic()
+        try:
+            done = _round(contestant, place, field_.workload, field_.known, seconds)
+        except (OSError, load.NoAnswer, WrongAnswer, subprocess.SubprocessError) as cause:
+            _skip(contestant, cause, results)
+        else:
+            results.rounds.setdefault((field_.workload.name, contestant.name), []).append(done)
+            say(f"  {contestant.name}: {done.rate:,.0f} requests/s ({time.monotonic() - began:.0f} s)")
 
 
 def _place(contestant: Contestant, python: Path, source: Path, training: Path) -> Place:

@@ -29,7 +29,7 @@ for name, model in models.items():
         folder / "sample.csv",
         data[:20],
         delimiter=",",
-        fmt="%r",
+        fmt="%.17g",
         header=",".join(f"x{i}" for i in range(30)),
         comments="",
     )
