@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 
 from storytelling import CLEAN, TRAIN, Person
@@ -124,3 +128,37 @@ def test_a_tar_that_leads_outside_is_refused_whole(packed: Person) -> None:
 def test_the_doctor_says_what_is_here(packed: Person) -> None:
     findings = {f["check"]: f["state"] for f in packed.told("doctor")["findings"]}
     assert findings["pythons"] == findings["uv"] == findings["store"] == "ok"
+
+
+def test_a_package_travels_through_a_registry(packed: Person, new_home: Any, registry: str) -> None:
+    place = packed.says("push", "iris", f"{registry}/team/iris:1").stdout.strip()
+    assert place.endswith(packed.told("inspect", "iris")["digest"])
+    other = replace(packed, home=new_home("other"))
+    other.says("pull", f"{registry}/team/iris:1")
+    assert other.told("inspect", "iris") == packed.told("inspect", "iris")
+    other.says("score", "iris", "rows.csv", "-o", "pulled.csv")
+    assert "has no" in other.says("pull", f"{registry}/team/none:1", code=3).stderr
+
+
+def test_a_parquet_body_needs_the_extra_and_is_answered_with_it(packed: Person) -> None:
+    table = pyarrow.csv.read_csv(packed.folder / "rows.csv")
+    pyarrow.parquet.write_table(table, packed.folder / "rows.parquet")
+    ask = [
+        "curl",
+        "-s",
+        "-H",
+        "Content-Type: application/vnd.apache.parquet",
+        "--data-binary",
+        "@rows.parquet",
+    ]
+    with packed.serving("iris") as url:
+        told = subprocess.run(
+            [*ask, f"{url}/invocations"], cwd=packed.folder, capture_output=True, text=True, timeout=60
+        )
+        assert "parquet" in told.stdout.lower()
+    with packed.serving("iris", "--extra", "parquet") as url:
+        told = subprocess.run(
+            [*ask, f"{url}/invocations"], cwd=packed.folder, capture_output=True, text=True, timeout=60
+        )
+        labels = [int(r["predict"]) for r in csv.DictReader((packed.folder / "labels.csv").open())]
+        assert json.loads(told.stdout) == {"predictions": labels}

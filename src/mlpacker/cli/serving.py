@@ -27,12 +27,18 @@ from .options import EXISTING, home, option
 @option("--access-log", is_flag=True, help="A log line for each request.")
 @option("--no-batching", is_flag=True, help="Never score rows of different requests together (bit-exact).")
 @option(
+    "--extra",
+    "extras",
+    multiple=True,
+    help="An extra of the runtime: parquet, for Parquet bodies. Repeatable.",
+)
+@option(
     "--trust-code",
     is_flag=True,
     help="Accept the code of a package that was not packed here; once per digest.",
 )
 @home
-def run(ref: str, home: Path | None, trust_code: bool, **served: object) -> None:
+def run(ref: str, home: Path | None, trust_code: bool, extras: tuple[str, ...], **served: Any) -> None:
     """Serve a package as a REST API on this machine.
 
     Prints one line, `ready URL NAME@DIGEST`, when it answers. Ctrl-C or SIGTERM finish what is in flight, then end it.
@@ -40,7 +46,7 @@ def run(ref: str, home: Path | None, trust_code: bool, **served: object) -> None
     from .. import app
 
     with WhenNeeded() as events:
-        launch = app.Mlpacker(home, events=events).launch(ref, trust_code=trust_code, **served)
+        launch = app.Mlpacker(home, events=events).launch(ref, trust_code=trust_code, extras=extras, **served)
     os.execve(launch.argv[0], launch.argv, launch.environ)
 
 

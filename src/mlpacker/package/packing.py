@@ -48,12 +48,16 @@ class Options:
 
 @dataclass(frozen=True)
 class Proof:
-    """verdict: `proven` (compared with `reference`) or `runs, not compared`. environments, environment_bytes: by name."""
+    """verdict: `proven` (compared with `reference`) or `runs, not compared`; on `platform`, others are locked unproven.
+
+    environments, environment_bytes: by name.
+    """
 
     verdict: str
     reference: str
     rows: int
     made_up_sample: bool
+    platform: str
     environments: dict[str, str]
     environment_bytes: dict[str, int]
 
@@ -457,9 +461,10 @@ def _compare(
     expected, source = reference.outcome, reference.source
     if pipeline.expect is not None:
         expected, source = _expected(pipeline.expect, outcome), f"{pipeline.expect.name}"
+    platform = interpreters.this_platform()
     environments = {name: f"Python {lock.python}" for name, lock in locked.items()}
     if expected is None:
-        return Proof("runs, not compared", source, rows, made_up, environments, sizes)
+        return Proof("runs, not compared", source, rows, made_up, platform, environments, sizes)
     found = prove.differences(expected, outcome)
     if found:
         shown = "\n".join(f"  {d}" for d in found[: prove.SHOWN])
@@ -468,7 +473,7 @@ def _compare(
             "Pin what differs in the requirements, or name the right training interpreter with --python.",
             rows=tuple(str(d) for d in found),
         )
-    return Proof("proven", source, rows, made_up, environments, sizes)
+    return Proof("proven", source, rows, made_up, platform, environments, sizes)
 
 
 def _expected(path: Path, outcome: Outcome) -> Outcome:
