@@ -21,7 +21,7 @@ from .options import EXISTING, home, option
     "--api-key-file", type=EXISTING, help="Require one of these keys, one a line, on every route but health."
 )
 @option("--max-body", type=click.IntRange(1), help="The largest request body, in bytes.")
-@option("--timeout", type=float, help="Seconds a request may take.")
+@option("--timeout", type=float, help="Seconds to send a body, and to finish when told to end.")
 @option("--limit-rows", type=click.IntRange(0), help="The most rows in one request; 0: no limit.")
 @option("--log", type=click.Choice(["auto", "json", "human"]), help="The form of the log on stderr.")
 @option("--access-log", is_flag=True, help="A log line for each request.")
