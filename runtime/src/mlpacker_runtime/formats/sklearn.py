@@ -150,6 +150,8 @@ class Estimator:
             if is_sparse(array):
                 return array
             batch = Batch(rows=batch.rows, names=[f.name for f in self.inputs], matrix=array)
+        if batch.matrix is None and len(batch.names) == 1 and len(batch.columns[batch.names[0]].shape) > 1:
+            return to_matrix(batch)  # rows that came as one array are no frame
         return to_frame(self._with_pandas_nulls(batch), self.stage.inputs or self.inputs or ())
 
     def _with_pandas_nulls(self, batch: Batch) -> Batch:
