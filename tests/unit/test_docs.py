@@ -30,6 +30,8 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+MEASURED = ROOT / "docs" / "benchmarks.md"
+"""Written by `make bench`, and so not there before the first measurement."""
 SHELL = ("", "sh", "bash", "console", "text")
 
 
@@ -108,6 +110,8 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
             continue
         file, _, anchor = target.partition("#")
         place = (path.parent / unquote(file)).resolve() if file else path
+        if place == MEASURED and not place.exists():
+            continue
         assert place.exists(), f"{target}: there is no such file"
         assert place.is_relative_to(ROOT), f"{target} leads out of the repository"
         if anchor and place.suffix == ".md":
@@ -132,6 +136,7 @@ def test_a_command_that_would_be_refused_is_noticed(line: str) -> None:
         parse(line)
 
 
-def test_each_guide_the_readme_names_is_there() -> None:
-    guides = {p.name for p in (ROOT / "docs" / "howto").glob("*.md")}
-    assert {"pack.md", "pipelines.md", "serve.md", "score.md", "move.md", "trust.md", "python.md"} <= guides
+def test_the_readme_leads_to_every_guide() -> None:
+    named = {target.partition("#")[0] for target in LINK.findall((ROOT / "README.md").read_text())}
+    guides = {_names(p) for p in (ROOT / "docs").rglob("*.md")}
+    assert guides <= named
