@@ -99,7 +99,7 @@ class Mlpacker:
     def __init__(self, home: Path | str | None = None, events: Events | None = None) -> None:
         from .stores.layout import LayoutStore
 
-        self.home = Path(home).expanduser() if home is not None else default_home()
+        self.home = (Path(home).expanduser() if home is not None else default_home()).absolute()
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.events: Events = events or Silent()
         self.store = LayoutStore(self.home / "store")

@@ -1,4 +1,4 @@
-"""Flags given beside a descriptor count as they do beside MODEL arguments."""
+"""The SDK, as far as it goes without an environment: flags beside a descriptor, and where home is."""
 
 from __future__ import annotations
 
@@ -36,3 +36,10 @@ def test_the_lines_of_a_requirements_file_are_what_is_required(
 def test_code_given_beside_a_descriptor_is_packed_with_every_stage(descriptor: Path, tmp_path: Path) -> None:
     with pytest.raises(BadDescription, match="no code at"):
         Mlpacker(tmp_path / "home").pack(descriptor=descriptor, code=[tmp_path / "nosuch.py"])
+
+
+def test_a_relative_home_is_one_place_wherever_we_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Mlpacker("here").home == tmp_path / "here"
+    monkeypatch.setenv("MLPACKER_HOME", "there")
+    assert Mlpacker().home == tmp_path / "there"
