@@ -134,7 +134,7 @@ class Mlpacker:
 
         from . import pipeline as pipelines
         from .environments.uv import Indexes
-        from .package import packing
+        from .package import environment, packing
 
         if descriptor is not None:
             described = pipelines.parse(Path(descriptor))
@@ -158,7 +158,7 @@ class Mlpacker:
                 requirements=requirements,
                 trust=trust,
             )
-        options = packing.Options(
+        options = environment.Options(
             python=Path(python) if python is not None else None,
             trust=Trust(frozenset(trust), trust_code),
             indexes=Indexes(

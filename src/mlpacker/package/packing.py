@@ -8,42 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlpacker_runtime import manifest
 from mlpacker_runtime.batch import Batch, Outcome
-from mlpacker_runtime.formats import Description, Trust
+from mlpacker_runtime.formats import Description
 from mlpacker_runtime.manifest import Environment, Manifest, Stage
 from mlpacker_runtime.signature import Field
 
 from .. import tables
-from ..environments import captured, install, interpreters, libraries, resolve, wheels
-from ..environments import lock as locks
-from ..environments.interpreters import Installed
-from ..environments.runtime_wheel import RuntimeWheel, runtime_wheel
-from ..environments.uv import Indexes
-from ..errors import BadDescription, EnvironmentFailed, MlpackerError, NotProvable
+from ..environments import captured, install, interpreters
+from ..environments.lock import encode as encode_lock
+from ..environments.runtime_wheel import runtime_wheel
+from ..errors import BadDescription, MlpackerError, NotProvable
 from ..events import Events
-from ..pipeline import Pipeline, StageDescription, check_between
-from . import crew, describe, draft, prove
+from ..pipeline import Pipeline, check_between
+from . import crew, describe, draft, environment, prove
+from .environment import NOT_KNOWN, Made, Options, Tools, Trained
 
 SAMPLE_ROWS = 256
 """Rows of the sample that are answered, compared and packed."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to pack. python: the training interpreter. trust: imports to accept beyond the allow-list."""
-
-    python: Path | None = None
-    trust: Trust = Trust()
-    indexes: Indexes = Indexes()
-    platforms: tuple[str, ...] = locks.PLATFORMS
-    allow_build: bool = False
-    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
 
 @dataclass(frozen=True)
@@ -69,20 +55,8 @@ class Packed:
     manifest: Manifest
     folder: Path
     files: tuple[str, ...]
-    locks: dict[str, locks.Lock]
-    pythons: dict[str, Path]
     proof: Proof
-    sample: Batch
     golden: Outcome
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Stages that share an environment."""
-
-    name: str
-    stages: tuple[StageDescription, ...]
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -91,9 +65,7 @@ class _Reference:
 
     outcome: Outcome | None
     source: str
-    descriptions: dict[str, Description] = field(default_factory=dict)
-    installed: Installed | None = None
-    python: str | None = None
+    trained: Trained = NOT_KNOWN
 
 
 @dataclass(frozen=True)
@@ -116,79 +88,34 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
     events.step("Reading and auditing")
     drafted = draft.make(pipeline, folder, options.trust)
     sample = _sample(pipeline, drafted)
-    groups = _groups(pipeline, drafted)
-    stages = _assign(drafted.stages, groups)
-    runtime = runtime_wheel(home / "cache")
+    groups = environment.group(pipeline, drafted)
+    stages = environment.assign(drafted.stages, groups)
+    tools = Tools(options, home, runtime_wheel(home / "cache"), events)
 
     events.step("Asking the training interpreter")
-    reference = _ask_training(stages, drafted, sample, pipeline, options, runtime, home, events)
-
-    frames = any(d.takes == "frame" for d in reference.descriptions.values())
-    locked, pythons = _environments(
-        groups, pipeline, drafted, reference, options, runtime, home, events, frames
-    )
-    if not frames and _wants_frames(stages, drafted, pythons, options):
+    reference = _ask_training(stages, drafted, sample, pipeline, tools)
+    made = environment.make(groups, pipeline, folder, reference.trained, tools)
+    if not reference.trained.frames and _wants_frames(stages, drafted, made, options):
         events.note("the model knows its columns by name, so pandas joins its environment")
-        locked, pythons = _environments(
-            groups, pipeline, drafted, reference, options, runtime, home, events, True
-        )
+        trained = dataclasses.replace(reference.trained, frames=True)
+        made = environment.make(groups, pipeline, folder, trained, tools)
 
     events.step("Proving the answers")
-    return _prove(stages, drafted, sample, pipeline, locked, pythons, reference, options, events)
-
-
-def _environments(
-    groups: Sequence[_Group],
-    pipeline: Pipeline,
-    drafted: draft.Draft,
-    reference: _Reference,
-    options: Options,
-    runtime: RuntimeWheel,
-    home: Path,
-    events: Events,
-    frames: bool,
-) -> tuple[dict[str, locks.Lock], dict[str, Path]]:
-    """Lock and make the environment of each group; the locks, and the interpreters."""
-    events.step("Locking the environment")
-    locked = {
-        g.name: _lock(g, pipeline, drafted, reference, options, runtime, events, frames) for g in groups
-    }
-    events.step("Building the environment")
-    made = {
-        name: install.ensure(
-            lock,
-            home,
-            runtime,
-            wheels=drafted.folder / "wheels",
-            indexes=options.indexes,
-            progress=events.note,
-        )
-        for name, lock in locked.items()
-    }
-    for name, environment in made.items():
-        needed = libraries.needed_libraries(environment.folder)
-        locked[name] = locks.with_libraries(locked[name], needed)
-        _check_libraries(environment.python, needed)
-    return locked, {name: environment.python for name, environment in made.items()}
-
-
-def _check_libraries(python: Path, needed: tuple[str, ...]) -> None:
-    missing = libraries.missing_libraries(python, needed)
-    if missing:
-        raise EnvironmentFailed(
-            f"The environment needs {', '.join(missing)}, which no wheel brings and this machine lacks.",
-            "Install it with the system's packages (libgomp.so.1: apt-get install libgomp1).",
-        )
+    seen = _ask_clean(stages, drafted, sample, pipeline, made, tools)
+    return _write(seen, drafted, pipeline, made, _compare(seen, reference, pipeline, drafted, made))
 
 
 def _wants_frames(
-    stages: tuple[Stage, ...], drafted: draft.Draft, pythons: Mapping[str, Path], options: Options
+    stages: tuple[Stage, ...], drafted: draft.Draft, made: Mapping[str, Made], options: Options
 ) -> bool:
     """Whether a model knows its columns by name and can't be given a frame, since no training interpreter told us before."""
-    clean = {name: crew.clean(python, options.environ) for name, python in pythons.items()}
-    with crew.crew(drafted.folder, clean, accepted=True) as workers:
+    with crew.crew(drafted.folder, _clean(made, options), accepted=True) as workers:
         said = [workers.load(s) for s in stages if s.format == "sklearn"]
     return any(d.takes == "matrix" and d.inputs is not None and len(d.inputs) > 1 for d in said)
+
+
+def _clean(made: Mapping[str, Made], options: Options) -> dict[str, crew.Python]:
+    return {name: crew.clean(m.python, options.environ) for name, m in made.items()}
 
 
 def _sample(pipeline: Pipeline, drafted: draft.Draft) -> Batch | None:
@@ -198,44 +125,18 @@ def _sample(pipeline: Pipeline, drafted: draft.Draft) -> Batch | None:
     return tables.read(drafted.files.file(brought), SAMPLE_ROWS) if brought else None
 
 
-def _groups(pipeline: Pipeline, drafted: draft.Draft) -> tuple[_Group, ...]:
-    """One environment for all stages, unless they ask for different Pythons or requirements or name different versions."""
-    groups: list[_Group] = []
-    for stage in pipeline.stages:
-        said = drafted.facts[stage.name].versions
-        for i, group in enumerate(groups):
-            if _fits(stage, said, group):
-                groups[i] = _Group(group.name, (*group.stages, stage), {**group.versions, **said})
-                break
-        else:
-            groups.append(_Group("default" if not groups else stage.name, (stage,), dict(said)))
-    return tuple(groups)
-
-
-def _fits(stage: StageDescription, said: Mapping[str, str], group: _Group) -> bool:
-    first = group.stages[0]
-    same = (stage.python, stage.requirements) == (first.python, first.requirements)
-    return same and all(group.versions.get(name, version) == version for name, version in said.items())
-
-
-def _assign(stages: Sequence[Stage], groups: Sequence[_Group]) -> tuple[Stage, ...]:
-    of = {s.name: g.name for g in groups for s in g.stages}
-    return tuple(dataclasses.replace(s, environment=of[s.name]) for s in stages)
-
-
 def _ask_training(
     stages: tuple[Stage, ...],
     drafted: draft.Draft,
     sample: Batch | None,
     pipeline: Pipeline,
-    options: Options,
-    runtime: RuntimeWheel,
-    home: Path,
-    events: Events,
+    tools: Tools,
 ) -> _Reference:
     """What the training interpreter answers. Where it can't be asked, why not is said, and the reference is empty."""
+    options, events = tools.options, tools.events
     modules = {m for f in drafted.facts.values() for m in f.modules}
-    interpreter = interpreters.training(options.python, options.environ, wanted=_distributions(modules))
+    wanted = captured.distributions_for(modules, None)
+    interpreter = interpreters.training(options.python, options.environ, wanted=wanted)
     if interpreter is None:
         return _no_reference("no training interpreter was found", events)
     if interpreter.minor < interpreters.OLDEST:
@@ -247,7 +148,7 @@ def _ask_training(
         wrong = describe.versions_agree(facts.versions, installed.versions)
         if wrong:
             return _no_reference(f"in {interpreter.path} {wrong[0]}", events)
-    sources = crew.unpack_runtime(runtime.path, runtime.sha256, home / "cache")
+    sources = crew.unpack_runtime(tools.runtime.path, tools.runtime.sha256, tools.home / "cache")
     python = crew.training(interpreter.path, sources, options.environ)
     try:
         with crew.crew(drafted.folder, {s.environment: python for s in stages}, accepted=True) as workers:
@@ -257,9 +158,10 @@ def _ask_training(
         if options.python is not None:
             raise
         empty = _no_reference(f"{interpreter.path} could not answer: {error.sentence}", events)
-        return dataclasses.replace(empty, installed=installed, python=interpreter.python)
+        return dataclasses.replace(empty, trained=Trained(installed, interpreter.python))
+    frames = any(d.takes == "frame" for d in described.values())
     source = f"training interpreter, Python {interpreter.python}"
-    return _Reference(outcome, source, described, installed, interpreter.python)
+    return _Reference(outcome, source, Trained(installed, interpreter.python, frames))
 
 
 def _no_reference(why: str, events: Events) -> _Reference:
@@ -267,10 +169,6 @@ def _no_reference(why: str, events: Events) -> _Reference:
         f"No reference answers: {why}. Name the training interpreter with --python to have them compared."
     )
     return _Reference(None, why)
-
-
-def _distributions(modules: set[str]) -> tuple[str, ...]:
-    return captured.distributions_for(modules, None)
 
 
 def _rehearse(
@@ -329,107 +227,19 @@ def _with_inputs(stage: Stage, inputs: tuple[Field, ...]) -> Stage:
     return dataclasses.replace(stage, inputs=tuple(known.get(f.name, f) for f in stage.inputs))
 
 
-def _lock(
-    group: _Group,
-    pipeline: Pipeline,
-    drafted: draft.Draft,
-    reference: _Reference,
-    options: Options,
-    runtime: RuntimeWheel,
-    events: Events,
-    frames: bool,
-) -> locks.Lock:
-    """The locked environment of a group of stages.
-
-    pandas joins what the files need where `frames`: a model takes them.
-    """
-    facts = [drafted.facts[s.name] for s in group.stages]
-    modules = {m for f in facts for m in f.modules} | ({"pandas"} if frames else set())
-    needed = captured.distributions_for(modules, reference.installed)
-    strangers = captured.strangers(reference.installed, needed) if reference.installed else ()
-    requirements = captured.pins(
-        group.versions,
-        user=[*pipeline.requirements, *(r for s in group.stages for r in s.requirements)],
-        mlmodel=[r for f in facts for r in f.requirements],
-        training=reference.installed,
-        needed=needed,
-    )
-    told = {f.python for f in facts if f.python} | {s.python for s in group.stages if s.python}
-    python = min(told) if told else pipeline.python or reference.python
-    if len(told) > 1:
-        raise BadDescription(
-            f"The stages of environment {group.name!r} need Python {' and '.join(sorted(told))}."
-        )
-    # Code pickled by value holds bytecode, which no other Python runs; the file does not say which one that is.
-    bound = any(drafted.facts[s.name].code and s.model is not None for s in group.stages)
-    carried = drafted.folder / "wheels"
-    carried.mkdir(exist_ok=True)
-    return _resolve(requirements, python, bound, carried, strangers, options, runtime, events)
-
-
-def _resolve(
-    requirements: tuple[str, ...],
-    python: str | None,
-    bound: bool,
-    carried: Path,
-    strangers: Sequence[interpreters.Distribution],
-    options: Options,
-    runtime: RuntimeWheel,
-    events: Events,
-) -> locks.Lock:
-    """With the Python it was trained with; where that is not known or can't be had, with the newest one that resolves."""
-    known = interpreters.available(options.environ)
-    if not known:
-        raise EnvironmentFailed("No Python from 3.10 on was found here.", "Install one.")
-    here = interpreters.find(python if python in known else known[0], options.environ)
-    assert here is not None
-    requirements = wheels.carry(
-        requirements,
-        carried,
-        here,
-        sources={d.name: d.source for d in strangers},
-        allow_build=options.allow_build,
-        indexes=options.indexes,
-        progress=events.note,
-    )
-    chosen = resolve.choose_python(
-        requirements,
-        python,
-        here=here.platform,
-        available=known,
-        must_be_trained=bound,
-        indexes=options.indexes,
-        carried=carried,
-    )
-    if python is not None and chosen != python:
-        events.warn(f"Trained with Python {python}; packed for {chosen}, the newest here that has all pins.")
-    return resolve.resolve(
-        locks.Requirements(python=chosen, requirements=requirements),
-        resolve.runtime_requirements(runtime.path),
-        here=here.platform,
-        platforms=options.platforms,
-        indexes=options.indexes,
-        carried=carried,
-        progress=events.note,
-    )
-
-
-def _prove(
+def _ask_clean(
     stages: tuple[Stage, ...],
     drafted: draft.Draft,
     sample: Batch | None,
     pipeline: Pipeline,
-    locked: dict[str, locks.Lock],
-    pythons: dict[str, Path],
-    reference: _Reference,
-    options: Options,
-    events: Events,
-) -> Packed:
-    clean = {name: crew.clean(python, options.environ) for name, python in pythons.items()}
-    with crew.crew(drafted.folder, clean, accepted=True) as workers:
+    made: Mapping[str, Made],
+    tools: Tools,
+) -> _Rehearsal:
+    """What the clean environments answer; its stages have their outputs, and are marked where rows need each other."""
+    with crew.crew(drafted.folder, _clean(made, tools.options), accepted=True) as workers:
         described = {s.name: workers.load(s) for s in stages}
         for note in (n for d in described.values() for n in d.notes):
-            events.warn(note)
+            tools.events.warn(note)
         seen = _rehearse(stages, described, sample, workers, pipeline)
         if not pipeline.inputs:
             seen = _without_unused(seen, workers)
@@ -443,29 +253,44 @@ def _prove(
             for s in settled
         )
     check_between(settled, pipeline)
-    seen = dataclasses.replace(seen, stages=settled)
-    sizes = {name: install.size(python.parents[1]) for name, python in pythons.items()}
-    proof = _compare(seen, reference, pipeline, locked, sizes)
-    return _write(seen, drafted, pipeline, locked, pythons, proof)
+    return dataclasses.replace(seen, stages=settled)
 
 
 def _compare(
     seen: _Rehearsal,
     reference: _Reference,
     pipeline: Pipeline,
-    locked: Mapping[str, locks.Lock],
-    sizes: dict[str, int],
+    drafted: draft.Draft,
+    made: Mapping[str, Made],
 ) -> Proof:
     """Raises NotProvable, showing the rows, where the answers are not the reference's."""
-    outcome, rows, made_up = seen.outcome, len(seen.batch), seen.made_up
-    expected, source = reference.outcome, reference.source
+    expected, source = _reference_answers(seen, reference, pipeline, drafted)
+    if expected is not None:
+        _refuse(prove.differences(expected, seen.outcome), source)
+    return Proof(
+        verdict="runs, not compared" if expected is None else "proven",
+        reference=source,
+        rows=len(seen.batch),
+        made_up_sample=seen.made_up,
+        platform=interpreters.this_platform(),
+        environments={name: f"Python {m.lock.python}" for name, m in made.items()},
+        environment_bytes={name: install.size(m.python.parents[1]) for name, m in made.items()},
+    )
+
+
+def _reference_answers(
+    seen: _Rehearsal, reference: _Reference, pipeline: Pipeline, drafted: draft.Draft
+) -> tuple[Outcome | None, str]:
+    """The answers to compare with, and their source: --expect, the training interpreter, what a model file brought."""
     if pipeline.expect is not None:
-        expected, source = _expected(pipeline.expect, outcome), f"{pipeline.expect.name}"
-    platform = interpreters.this_platform()
-    environments = {name: f"Python {lock.python}" for name, lock in locked.items()}
-    if expected is None:
-        return Proof("runs, not compared", source, rows, made_up, platform, environments, sizes)
-    found = prove.differences(expected, outcome)
+        return _expected(pipeline.expect, seen.outcome), pipeline.expect.name
+    brought = next((f.expected for f in drafted.facts.values() if f.expected), None)
+    if reference.outcome is None and brought is not None and pipeline.sample is None:
+        return _expected(drafted.files.file(brought), seen.outcome), Path(brought).name
+    return reference.outcome, reference.source
+
+
+def _refuse(found: list[prove.Difference], source: str) -> None:
     if found:
         shown = "\n".join(f"  {d}" for d in found[: prove.SHOWN])
         raise NotProvable(
@@ -473,7 +298,6 @@ def _compare(
             "Pin what differs in the requirements, or name the right training interpreter with --python.",
             rows=tuple(str(d) for d in found),
         )
-    return Proof("proven", source, rows, made_up, platform, environments, sizes)
 
 
 def _expected(path: Path, outcome: Outcome) -> Outcome:
@@ -502,31 +326,26 @@ def _outputs(seen: _Rehearsal) -> tuple[Field, ...]:
 
 
 def _write(
-    seen: _Rehearsal,
-    drafted: draft.Draft,
-    pipeline: Pipeline,
-    locked: dict[str, locks.Lock],
-    pythons: dict[str, Path],
-    proof: Proof,
+    seen: _Rehearsal, drafted: draft.Draft, pipeline: Pipeline, made: Mapping[str, Made], proof: Proof
 ) -> Packed:
     """The manifest and the files it names, beside what the draft already holds."""
-    made = Manifest(
+    document = Manifest(
         name=pipeline.name,
         version=pipeline.version,
         stages=seen.stages,
         inputs=seen.inputs,
         outputs=_outputs(seen),
-        environments={n: Environment(lock.python, f"env/{n}.lock.json") for n, lock in locked.items()},
+        environments={n: Environment(m.lock.python, f"env/{n}.lock.json") for n, m in made.items()},
         sample="sample.json",
         metadata=dict(pipeline.metadata),
     )
     folder = drafted.folder
     (folder / "env").mkdir(exist_ok=True)
-    for name, lock in locked.items():
-        (folder / made.environments[name].lock).write_bytes(locks.encode(lock))
+    for name, m in made.items():
+        (folder / document.environments[name].lock).write_bytes(encode_lock(m.lock))
     (folder / "sample.json").write_bytes(tables.encode(seen.batch))
-    (folder / manifest.PATH).write_bytes(manifest.encode(made))
-    return Packed(made, folder, drafted.files.paths, locked, pythons, proof, seen.batch, seen.outcome)
+    (folder / manifest.PATH).write_bytes(manifest.encode(document))
+    return Packed(document, folder, drafted.files.paths, proof, seen.outcome)
 
 
 def proof_document(packed: Packed) -> bytes:
