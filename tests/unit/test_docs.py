@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 import click
 import pytest
 
-from mlpacker import cli
+from mlpacker import cli, pipeline
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
@@ -134,6 +135,26 @@ def test_every_command_shown_would_be_accepted(path: Path, monkeypatch: pytest.M
 def test_a_command_that_would_be_refused_is_noticed(line: str) -> None:
     with pytest.raises(click.ClickException):
         parse(line)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_every_python_block_is_python(path: Path) -> None:
+    for language, block in FENCE.findall(path.read_text()):
+        if language == "python":
+            ast.parse(block)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_every_descriptor_shown_is_accepted(path: Path, tmp_path: Path) -> None:
+    for language, block in FENCE.findall(path.read_text()):
+        if language != "yaml" or "stages:" not in block or "name:" not in block:
+            continue
+        for file, function in re.findall(r"([\w-]+\.(?:joblib|json|onnx|csv|txt|py))(?::(\w+))?", block):
+            stub = f"def {function}(rows):\n    return rows\n" if function else ""
+            (tmp_path / file).write_text(stub)
+        descriptor = tmp_path / "pipeline.yaml"
+        descriptor.write_text(block)
+        assert pipeline.parse(descriptor).stages
 
 
 def test_the_readme_leads_to_every_guide() -> None:
