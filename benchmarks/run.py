@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import load
@@ -218,7 +218,10 @@ def _rounds(fields: Sequence[Field], results: Results, until: float, quick: bool
             if number >= workload.rounds or (number and began + took[workload.name] > until):
                 continue
             say(f"{workload.name}, round {number + 1}")
-            _every_taker(field_, results, 1 if quick else workload.seconds)
+            takers = field_.takers[
+                :: -1 if number % 2 else 1
+            ]  # back and forth: a drift of the machine meets all alike
+            _every_taker(replace(field_, takers=takers), results, 1 if quick else workload.seconds)
             took[workload.name] = time.monotonic() - began
 
 
