@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -58,6 +59,9 @@ class Results:
 
 
 def main() -> int:
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # an exit unwinds, and so stops the server under load
     options = _options()
     missing = machine.missing_tools()
     if missing:
