@@ -506,7 +506,7 @@ class Mlpacker:
         own = info.manifest.stages[0].environment
         folder = self.materialise(info.digest)
         environments = self.environments(info.digest, {own: tuple(extras)})
-        argv = [str(environments[own].python), "-I", "-m", "mlpacker_runtime", "serve"]
+        argv = [str(environments[own].python), "-I", "-B", "-m", "mlpacker_runtime", "serve"]
         argv += ["--package", str(folder), "--digest", info.digest, "--environment", own]
         argv += ["--accepted"] if accepted else []
         for name, environment in environments.items():

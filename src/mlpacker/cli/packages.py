@@ -82,7 +82,7 @@ def print_info(info: Info) -> None:
     console.print(f"\n[bold]{title}[/]  {info.digest}")
     table = _table("STAGE", "FORMAT", "AFTER", "ANSWERS", "BATCHES")
     for stage in m.stages:
-        answers = ", ".join(f.name for f in stage.outputs)
+        answers = _shortened([f.name for f in stage.outputs], 3)
         table.add_row(stage.name, stage.format, ", ".join(stage.after), answers, _batching(stage))
     console.print(table)
     console.print(f"[dim]in [/]  {_fields(m.inputs)}")
@@ -108,8 +108,16 @@ def _proof(proof: Any) -> str:
 
 
 def _fields(fields: Any) -> str:
-    shown = [f"{f.name} {f.dtype}{list(f.shape[1:]) if len(f.shape) > 1 else ''}" for f in fields[:6]]
-    return ", ".join(shown) + (f", … {len(fields) - 6} more" if len(fields) > 6 else "")
+    return _shortened([f"{f.name} {_type(f)}" for f in fields], 6)
+
+
+def _type(field: Any) -> str:
+    shape = f"{list(field.shape[1:])}" if len(field.shape) > 1 else ""
+    return f"{field.dtype}{shape}{' or null' if field.nullable else ''}"
+
+
+def _shortened(words: list[str], most: int) -> str:
+    return ", ".join(words[:most]) + (f", … {len(words) - most} more" if len(words) > most else "")
 
 
 @click.command()
