@@ -7,7 +7,6 @@ import pytest
 
 from mlpacker_runtime.batch import Batch, Outcome
 from mlpacker_runtime.engine import Engine
-from mlpacker_runtime.errors import BadInput
 from mlpacker_runtime.manifest import INPUT, Stage
 from mlpacker_runtime.signature import Field
 
@@ -119,10 +118,18 @@ def test_two_last_stages_answer_under_their_own_names():
     assert {n: outcome.batch[n].tolist() for n in outcome.batch.names} == {"a.y": [2.0], "b.y": [3.0]}
 
 
-def test_an_expanding_stage_can_not_feed_a_join():
-    twice = Toy(lambda x, rows: (np.repeat(x, 2), np.repeat(rows, 2)))
-    with pytest.raises(BadInput, match="several answers"):
-        run([stage("a"), stage("b"), stage("c", "a", "b")], [1.0], a=twice, b=add(0), c=add(0))
+def test_a_row_with_several_answers_fails_at_a_join_and_no_other_row_does():
+    def twice_above_one(x, rows):
+        times = np.where(x > 1, 2, 1)
+        return np.repeat(x, times), np.repeat(rows, times)
+
+    for last in ((stage("c", "a", "b"),), ()):
+        outcome = run(
+            [stage("a"), stage("b"), *last], [1.0, 2.0, 0.0], a=Toy(twice_above_one), b=add(0), c=add(0)
+        )
+        assert outcome.batch.rows.tolist() == [0, 2]
+        assert list(outcome.errors) == [1]
+        assert "'a' gave several answers" in outcome.errors[1]
 
 
 def test_an_empty_batch_answers_with_the_right_columns():

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from .batch import Batch, Outcome, concat, join
-from .errors import MlpackerError
+from .errors import BadInput, MlpackerError
 from .manifest import INPUT, Stage
 
 BISECT_CALLS = 64
@@ -40,7 +40,7 @@ class Engine:
         done: dict[str, Batch] = {INPUT: batch}
         errors: dict[int, str] = {}
         for stage in self.stages:
-            rows = _gather(stage, done)
+            rows = _gather(stage.after, done, errors)
             wanted = _wanted(stage.name, want) if stage.name in self.last else None
             outcome = run_stage(stage, self.runners[stage.name], rows, wanted)
             done[stage.name] = outcome.batch
@@ -48,16 +48,29 @@ class Engine:
         return Outcome(self._answer(done, errors), errors)
 
     def _answer(self, done: dict[str, Batch], errors: dict[int, str]) -> Batch:
-        answer = done[self.last[0]] if len(self.last) == 1 else join({n: done[n] for n in self.last})
+        answer = _gather(self.last, done, errors)
         if not errors:
             return answer
         return answer.take(~np.isin(answer.rows, np.fromiter(errors, dtype=np.int64)))
 
 
-def _gather(stage: Stage, done: dict[str, Batch]) -> Batch:
-    if len(stage.after) == 1:
-        return done[stage.after[0]]
-    return join({name: done[name] for name in stage.after})
+def _gather(names: tuple[str, ...], done: dict[str, Batch], errors: dict[int, str]) -> Batch:
+    """What these stages answered, joined. A row that one of them gave several answers for is an error of its own."""
+    branches = {name: done[name] for name in names}
+    if len(branches) == 1:
+        return done[names[0]]
+    try:
+        return join(branches)
+    except BadInput:
+        return join({name: _once(name, batch, errors) for name, batch in branches.items()})
+
+
+def _once(name: str, batch: Batch, errors: dict[int, str]) -> Batch:
+    rows, counts = np.unique(batch.rows, return_counts=True)
+    several = rows[counts > 1]
+    reason = f"Stage {name!r} gave several answers for one row, which can't be joined."
+    errors.update(dict.fromkeys(several.tolist(), reason))
+    return batch.take(~np.isin(batch.rows, several))
 
 
 def _wanted(stage: str, want: frozenset[str] | None) -> frozenset[str] | None:
