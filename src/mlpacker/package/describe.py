@@ -124,6 +124,12 @@ class Recorder:
         self.answered: Outcome | None = None
         self.raised: Exception | None = None
 
+    @property
+    def expanded(self) -> int | None:
+        """The first row that was given several answers."""
+        rows, counts = np.unique(self.answered.batch.rows if self.answered else (), return_counts=True)
+        return int(rows[counts > 1][0]) if (counts > 1).any() else None
+
     def predict(self, batch: Batch, want: frozenset[str] | None) -> Outcome:
         try:
             outcome: Outcome = self.inner.predict(batch, want)  # type: ignore[attr-defined]
@@ -133,6 +139,11 @@ class Recorder:
         if self.asked is None or len(batch) > len(self.asked):
             self.asked, self.answered = batch, outcome
         return outcome
+
+
+def as_seen(stage: Stage, recorder: Recorder) -> Stage:
+    """The stage with the outputs that were seen; as it was where no row of the sample came through."""
+    return with_outputs(stage, recorder, ()) if recorder.answered and len(recorder.answered.batch) else stage
 
 
 def rehearse(engine: Engine, batch: Batch) -> tuple[Outcome, dict[str, Recorder]]:

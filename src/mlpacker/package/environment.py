@@ -46,11 +46,11 @@ class Tools:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the training interpreter has, where there is one that can have been it. frames: its models take them."""
+    """What the training interpreter has, where there is one that can have been it. frames: the stages that take them."""
 
     installed: Installed | None = None
     python: str | None = None
-    frames: bool = False
+    frames: frozenset[str] = frozenset()
 
 
 NOT_KNOWN = Trained()
@@ -84,6 +84,11 @@ class Group:
                 f"The stages of environment {self.name!r} need Python {' and '.join(sorted(told))}."
             )
         return next(iter(told), None)
+
+    @property
+    def asked(self) -> str | None:
+        """The Python that the user named for its stages, which no other replaces."""
+        return self.stages[0].python
 
     @property
     def holds_bytecode(self) -> bool:
@@ -141,6 +146,11 @@ def _lock(group: Group, pipeline: Pipeline, carried: Path, trained: Trained, too
     known = interpreters.available(tools.options.environ)
     if not known:
         raise EnvironmentFailed("No Python from 3.10 on was found here.", "Install one.")
+    if group.asked is not None and group.asked not in known:
+        raise EnvironmentFailed(
+            f"Stage {group.stages[0].name!r} runs on Python {group.asked}, which was not found here.",
+            f"Install it (for instance: uv python install {group.asked}), or name one of {', '.join(known)}.",
+        )
     here = interpreters.find(python if python in known else known[0], tools.options.environ)
     assert here is not None
     requirements = _requirements(group, pipeline, carried, trained, here, tools)
@@ -153,7 +163,14 @@ def _lock(group: Group, pipeline: Pipeline, carried: Path, trained: Trained, too
         indexes=tools.options.indexes,
         carried=carried,
     )
-    if python is not None and chosen != python:
+    if group.asked is not None and chosen != group.asked:
+        tools.events.warn(
+            f"What was trained with has no wheels for Python {group.asked}: environment {group.name!r} has other versions."
+        )
+        chosen = group.asked
+        alone = Trained(python=trained.python, frames=trained.frames)
+        requirements = _requirements(group, pipeline, carried, alone, here, tools)
+    elif python is not None and chosen != python:
         tools.events.warn(
             f"Trained with Python {python}; packed for {chosen}, the newest here that has all pins."
         )
@@ -177,7 +194,8 @@ def _requirements(
     tools: Tools,
 ) -> tuple[str, ...]:
     """What the files say, then the user, then the training interpreter; what no index has is built into `carried`."""
-    modules = {m for f in group.facts.values() for m in f.modules} | ({"pandas"} if trained.frames else set())
+    modules = {m for f in group.facts.values() for m in f.modules}
+    modules |= {"pandas"} if trained.frames & group.facts.keys() else set()
     needed = captured.distributions_for(modules, trained.installed)
     wanted = captured.pins(
         group.versions,

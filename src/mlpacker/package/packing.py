@@ -95,9 +95,10 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
     events.step("Asking the training interpreter")
     reference = _ask_training(stages, drafted, sample, pipeline, tools)
     made = environment.make(groups, pipeline, folder, reference.trained, tools)
-    if not reference.trained.frames and _wants_frames(stages, drafted, made, options):
+    frames = frozenset() if reference.trained.frames else _wants_frames(stages, drafted, made, options)
+    if frames:
         events.note("the model knows its columns by name, so pandas joins its environment")
-        trained = dataclasses.replace(reference.trained, frames=True)
+        trained = dataclasses.replace(reference.trained, frames=frames)
         made = environment.make(groups, pipeline, folder, trained, tools)
 
     events.step("Proving the answers")
@@ -107,11 +108,11 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
 
 def _wants_frames(
     stages: tuple[Stage, ...], drafted: draft.Draft, made: Mapping[str, Made], options: Options
-) -> bool:
-    """Whether a model knows its columns by name and can't be given a frame, since no training interpreter told us before."""
+) -> frozenset[str]:
+    """Stages whose model knows its columns by name and can't be given a frame: no training interpreter told us before."""
     with crew.crew(drafted.folder, _clean(made, options), accepted=True) as workers:
-        said = [workers.load(s) for s in stages if s.format == "sklearn"]
-    return any(d.takes == "matrix" and d.inputs is not None and len(d.inputs) > 1 for d in said)
+        said = {s.name: workers.load(s) for s in stages if s.format == "sklearn"}
+    return frozenset(n for n, d in said.items() if d.takes == "matrix" and d.inputs and len(d.inputs) > 1)
 
 
 def _clean(made: Mapping[str, Made], options: Options) -> dict[str, crew.Python]:
@@ -159,7 +160,7 @@ def _ask_training(
             raise
         empty = _no_reference(f"{interpreter.path} could not answer: {error.sentence}", events)
         return dataclasses.replace(empty, trained=Trained(installed, interpreter.python))
-    frames = any(d.takes == "frame" for d in described.values())
+    frames = frozenset(name for name, d in described.items() if d.takes == "frame")
     source = f"training interpreter, Python {interpreter.python}"
     return _Reference(outcome, source, Trained(installed, interpreter.python, frames))
 
@@ -186,7 +187,24 @@ def _rehearse(
     untyped = {n for d in described.values() for n in d.untyped}
     inputs = pipeline.inputs or describe.pipeline_inputs(settled, sample, untyped)
     batch, made_up = describe.fit_sample(sample, inputs, SAMPLE_ROWS)
-    return _answer(settled, inputs, batch, made_up, workers)
+    seen = _answer(settled, inputs, batch, made_up, workers)
+    _check_graph(seen, pipeline)
+    return seen
+
+
+def _check_graph(seen: _Rehearsal, pipeline: Pipeline) -> None:
+    """Raises BadDescription, naming the line, where stages do not fit, whatever failed or came through because of it."""
+    check_between(tuple(describe.as_seen(s, seen.recorders[s.name]) for s in seen.stages), pipeline)
+    joined = {n for s in seen.stages if len(s.after) > 1 for n in s.after}
+    last = Manifest("", seen.stages, (), ()).last
+    for name in sorted(joined | (set(last) if len(last) > 1 else set())):
+        row = seen.recorders[name].expanded if name != manifest.INPUT else None
+        if row is not None:
+            raise pipeline.wrong(
+                pipeline.stage(name).at,
+                f"stage {name!r} gave several answers for row {row} of the sample, and what it gives is joined with others.",
+                "Let it give one answer a row, or put it after the join.",
+            )
 
 
 def _answer(
