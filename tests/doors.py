@@ -45,9 +45,10 @@ def ask(url: str, path: str, body: object, status: int = 200) -> Any:
     return json.loads(said)
 
 
-def by_plain_json(url: str, rows: Sequence[Row], outputs: Sequence[str]) -> Answers:
+def by_plain_json(url: str, rows: Sequence[Row]) -> Answers:
     """POST /predict."""
-    return [named(row, outputs) for row in ask(url, "/predict", list(rows))]
+    answers: Answers = ask(url, "/predict", list(rows))
+    return answers
 
 
 def by_v2_json(url: str, name: str, rows: Sequence[Row]) -> Answers:
@@ -75,7 +76,7 @@ def by_invocations(url: str, rows: Sequence[Row]) -> list[Any]:
 
 
 def named(answer: Any, outputs: Sequence[str]) -> Any:
-    """An answer of one output comes as a bare value; with its name as the others."""
+    """MLflow's protocol gives the bare value where there is one output; with its name, as other doors have it."""
     bare = answer is not None and len(outputs) == 1 and not isinstance(answer, dict)
     return {outputs[0]: answer} if bare else answer
 

@@ -252,7 +252,15 @@ def trained(interpreter: Any, environments: Path, tmp_path_factory: pytest.TempP
 def served(request: pytest.FixtureRequest, trained: Person) -> Iterator[Served]:
     name: str = request.param
     form = FORMATS[name]
-    words: tuple[str | Path, ...] = (*form.words, "--name", name, "--sample", form.sample, "--python", trained.python)
+    words: tuple[str | Path, ...] = (
+        *form.words,
+        "--name",
+        name,
+        "--sample",
+        form.sample,
+        "--python",
+        trained.python,
+    )
     packed = trained.told("pack", *words)
     columns = json.loads((trained.folder / "answers.json").read_text())[name]
     answers = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -267,11 +275,11 @@ def test_packing_proves_the_answers(served: Served) -> None:
 
 
 def test_plain_json_answers_as_the_model_did(served: Served) -> None:
-    served.agrees(doors.by_plain_json(served.url, served.rows, served.outputs))
+    served.agrees(doors.by_plain_json(served.url, served.rows))
 
 
 def test_one_row_answers_as_it_did_among_many(served: Served) -> None:
-    answer = doors.named(doors.ask(served.url, "/predict", served.rows[5]), served.outputs)
+    answer = doors.ask(served.url, "/predict", served.rows[5])
     doors.assert_rows_agree([answer], served.answers[5:6], max(served.format.tolerance, 1e-9))
 
 

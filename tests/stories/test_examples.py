@@ -139,12 +139,12 @@ def value_of(column: str, text: str) -> Any:
 
 
 def test_plain_json_answers_as_the_training_interpreter_does(served: Served) -> None:
-    doors.assert_rows_agree(doors.by_plain_json(served.url, served.rows, served.outputs), served.answers)
+    doors.assert_rows_agree(doors.by_plain_json(served.url, served.rows), served.answers)
 
 
 def test_one_row_in_plain_json_is_one_answer(served: Served) -> None:
     for n in (served.kept[0], served.kept[-1]):
-        answer = doors.named(doors.ask(served.url, "/predict", served.rows[n]), served.outputs)
+        answer = doors.ask(served.url, "/predict", served.rows[n])
         assert answer["predict"] == served.answers[n]["predict"]  # type: ignore[index]
 
 
