@@ -36,7 +36,10 @@ def matches(files: Files, path: str) -> bool:
 
 def inspect(files: Files, path: str, trust: Trust) -> Facts:
     """The text tells no version of the library, only of itself: version 4 is read since LightGBM 4."""
-    header = HEADER.match(files.read(path))
+    text = files.read(path)
+    header = HEADER.match(text)
+    if b"\nparameters:" in text and b"\nend of parameters" not in text:  # LightGBM itself crashes on it
+        raise BadInput(f"{path} ends in the middle of its parameters: half a file.", "Save or send it again.")
     if header is None:
         raise BadInput(f"{path} is not a LightGBM text model.")
     since = ">=4" if int(header[1]) >= 4 else ""
