@@ -7,6 +7,7 @@ within the bounds that packing itself proves.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,3 +321,27 @@ def test_the_sdk_answers_as_the_model_did(served: Served) -> None:
         answer = opened.predict(served.rows)
     columns = {n: np.asarray(answer[n]).tolist() for n in served.outputs}
     served.agrees([dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+# --- Files that are none ---------------------------------------------------------------------------------------------
+
+CUT = ("model.joblib", "model.pkl", "model.cloudpickle", "model.skops", "model.onnx")
+CUT += ("xgboost.json", "xgboost.ubj", "lightgbm.txt", "catboost.cbm")
+
+
+@pytest.mark.parametrize("part", [0.5, 0.97])
+@pytest.mark.parametrize("file", CUT)
+def test_a_file_that_was_cut_short_is_refused_in_a_sentence(trained: Person, file: str, part: float) -> None:
+    whole = (trained.folder / file).read_bytes()
+    (trained.folder / f"cut-{file}").write_bytes(whole[: int(len(whole) * part)])
+    words = ("pack", f"cut-{file}", "--trust-code", "--sample", "rows.csv", "--python", trained.python)
+    said = trained.says(*words, code=1).stderr
+    assert f"cut-{file}" in said
+    assert "Traceback" not in said
+
+
+def test_a_logged_folder_without_its_model_is_refused_in_a_sentence(trained: Person) -> None:
+    shutil.copytree(trained.folder / "logged", trained.folder / "hollow")
+    (trained.folder / "hollow" / "model.pkl").unlink()
+    said = trained.says("pack", "hollow", "--python", trained.python, code=1).stderr
+    assert "model.pkl" in said

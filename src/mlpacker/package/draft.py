@@ -6,7 +6,7 @@ import dataclasses
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from mlpacker_runtime import formats
 from mlpacker_runtime.formats import Facts, FolderFiles, Trust
@@ -14,7 +14,7 @@ from mlpacker_runtime.loading import code_modules
 from mlpacker_runtime.manifest import Stage
 
 from ..environments.captured import imports
-from ..errors import BadDescription, BadInput
+from ..errors import BadDescription, BadInput, MlpackerError
 from ..pipeline import Pipeline, StageDescription
 
 IGNORED = ("__pycache__", ".git", ".ipynb_checkpoints")
@@ -33,6 +33,18 @@ class Draft:
         return FolderFiles(self.folder)
 
 
+def _inspected(stage: Stage, files: FolderFiles, accepted: Trust) -> Facts:
+    """What the stage's file says, unloaded. What is wrong with it is said with its name: a pipeline has several."""
+    try:
+        told: Facts = formats.get(stage.format).inspect(files, stage.path, accepted)
+    except MlpackerError as cause:
+        name = PurePosixPath(stage.path).name
+        if name in cause.sentence:
+            raise
+        raise type(cause)(f"{name}: {cause.sentence}", cause.next_step, **cause.facts) from cause
+    return told
+
+
 def make(pipeline: Pipeline, folder: Path, trust: Trust) -> Draft:
     """Copy the pipeline's files into `folder` and audit each. Raises BadDescription, BadInput or Refused."""
     stages = []
@@ -45,7 +57,7 @@ def make(pipeline: Pipeline, folder: Path, trust: Trust) -> Draft:
             trust.code or described.function is not None,
             code_modules(files, stage.code),
         )
-        told: Facts = formats.get(stage.format).inspect(files, stage.path, accepted)
+        told = _inspected(stage, files, accepted)
         told = dataclasses.replace(told, modules=_outside(told, files, stage))
         _copy_beside(described, told, stage, folder)
         facts[stage.name] = told

@@ -22,7 +22,7 @@ from .. import tables
 from ..environments import captured, install, interpreters
 from ..environments.lock import encode as encode_lock
 from ..environments.runtime_wheel import runtime_wheel
-from ..errors import BadDescription, MlpackerError, NotProvable
+from ..errors import BadDescription, BadInput, MlpackerError, NotProvable
 from ..events import Events
 from ..pipeline import Pipeline, check_between
 from . import crew, describe, draft, environment, prove
@@ -121,7 +121,10 @@ def _clean(made: Mapping[str, Made], options: Options) -> dict[str, crew.Python]
 
 def _sample(pipeline: Pipeline, drafted: draft.Draft) -> Batch | None:
     if pipeline.sample is not None:
-        return tables.read(pipeline.sample, SAMPLE_ROWS)
+        sample = tables.read(pipeline.sample, SAMPLE_ROWS)
+        if not len(sample):
+            raise BadInput(f"{pipeline.sample.name} has no rows.", "Give a sample of a few rows.")
+        return sample
     brought = next((f.sample for f in drafted.facts.values() if f.sample), None)
     return tables.read(drafted.files.file(brought), SAMPLE_ROWS) if brought else None
 
