@@ -335,20 +335,24 @@ class Mlpacker:
             self.store, digest, self.home / "packages", progress=self.events.progress
         )
 
-    def gc(self, *, dry_run: bool = False) -> dict[str, int]:
-        """Delete what no package needs: bytes, unpacked folders and environments. Counts, and bytes freed."""
+    def gc(self, *, dry_run: bool = False, unnamed: bool = False) -> dict[str, int]:
+        """Delete what no package needs: bytes, unpacked folders and environments. Counts, and bytes freed.
+
+        unnamed: first forget the packages that have no name any more, as one packed anew without a version leaves behind.
+        """
         from .environments import install
         from .stores import materialise, packages
 
-        live = [p.digest for p in packages.list_packages(self.store)]
-        whole = [p.digest for p in packages.list_packages(self.store) if not p.damage]
+        listed = [p for p in packages.list_packages(self.store) if p.refs or not unnamed]
+        live = [p.digest for p in listed]
+        whole = [p.digest for p in listed if not p.damage]
         keep = {key for d in whole for key in self._keys(d)}
         environments = [f for f in (self.home / "envs").glob("*") if f.is_dir() and f.name not in keep]
         freed = sum(install.size(f) for f in environments)
         if not dry_run:
             install.prune(self.home, keep)
         freed += materialise.prune(self.home / "packages", live, dry_run=dry_run)
-        blobs = packages.collect(self.store, time.time(), dry_run=dry_run)
+        blobs = packages.collect(self.store, time.time(), unnamed=unnamed, dry_run=dry_run)
         return {
             "blobs": len(blobs),
             "environments": len(environments),

@@ -198,6 +198,12 @@ def fit(batch: Batch, fields: tuple[Field, ...], what: str) -> Batch:
         chosen = Batch({n: tensor[:, i] for i, n in enumerate(names)}, batch.rows)
     elif len(fields) == 1:
         chosen = _as_one(batch, fields[0], what)
+    elif len(batch.names) == 1 and len(batch.columns[batch.names[0]].shape) == 2:
+        width = _width(batch.columns[batch.names[0]])
+        raise BadInput(
+            f"{what} is {width} columns wide; the model takes {len(fields)}.",
+            f"They are {', '.join(names[:8])}.",
+        )
     else:
         missing = [n for n in names if n not in batch]
         raise BadInput(

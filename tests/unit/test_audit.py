@@ -180,12 +180,28 @@ def test_a_malicious_file_is_refused_and_nothing_in_it_runs(attack: Attack, cana
     assert error.facts["names"]
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if " " not in name])
+PLAIN = [name for name in CALLS if " " not in name]
+ACTS = ("os.", "posix.", "nt.", "subprocess.", "builtins.")
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if not name.startswith(ACTS)])
 def test_the_error_names_the_import_and_the_flag_that_accepts_it(name: str, canary: Path):
     error = refuses(CALLS[name](canary), canary)
     assert error.facts["names"] == (name,)
     assert name in error.sentence
     assert f"--trust {name}" in error.next_step
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if name.startswith(ACTS)])
+def test_no_flag_is_offered_for_what_acts_on_the_machine(name: str, canary: Path):
+    error = refuses(CALLS[name](canary), canary)
+    assert error.facts["names"] == (name,)
+    assert name in error.sentence
+    assert "--trust" not in str(error)
+
+
+def test_system_is_called_what_people_call_it(canary: Path):
+    assert "os.system (posix.system)" in str(refuses(CALLS["posix.system"](canary), canary))
 
 
 @pytest.mark.parametrize("attack", DOTTED.values(), ids=DOTTED)

@@ -167,15 +167,16 @@ def rm(names: tuple[str, ...], home: Path | None) -> None:
 
 
 @click.command()
+@option("--unnamed", is_flag=True, help="Forget packages without a name too.")
 @option("--dry-run", is_flag=True, help="Say what would go, and delete nothing.")
 @home
 @as_json
-def gc(dry_run: bool, home: Path | None, as_json: bool) -> None:
+def gc(dry_run: bool, unnamed: bool, home: Path | None, as_json: bool) -> None:
     """Delete bytes and environments that no package needs."""
     from .. import app
     from .drawing import size
 
-    freed = app.Mlpacker(home).gc(dry_run=dry_run)
+    freed = app.Mlpacker(home).gc(dry_run=dry_run, unnamed=unnamed)
     if as_json:
         print_json(freed)
         return

@@ -189,6 +189,9 @@ def judge_batching(stage: Stage, runner: object, recorder: Recorder) -> Stage:
     asked, whole = recorder.asked, recorder.answered
     if stage.batch == "request" or stage.stateful or asked is None or whole is None:
         return stage
+    if len(np.unique(asked.rows)) < len(asked):  # a stage before gave several answers a row: number them anew
+        asked = asked.with_rows(np.arange(len(asked)))
+        whole = runner.predict(asked, None)  # type: ignore[attr-defined]
     alone = asked.take(slice(0, ALONE_ROWS))
     shuffled = asked.take(np.random.default_rng(0).permutation(len(asked)))
     try:

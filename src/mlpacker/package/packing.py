@@ -164,7 +164,7 @@ def _ask_training(
         empty = _no_reference(f"{interpreter.path} could not answer: {error.sentence}", events)
         return dataclasses.replace(empty, trained=Trained(installed, interpreter.python))
     frames = frozenset(name for name, d in described.items() if d.takes == "frame")
-    source = f"training interpreter, Python {interpreter.python}"
+    source = f"the training interpreter, Python {interpreter.python}"
     return _Reference(outcome, source, Trained(installed, interpreter.python, frames))
 
 
@@ -285,12 +285,12 @@ def _compare(
     made: Mapping[str, Made],
 ) -> Proof:
     """Raises NotProvable, showing the rows, where the answers are not the reference's."""
-    expected, source = _reference_answers(seen, reference, pipeline, drafted)
-    if expected is not None:
+    references = _references(seen, reference, pipeline, drafted)
+    for expected, source in references:
         _refuse(prove.differences(expected, seen.outcome), source)
     return Proof(
-        verdict="runs, not compared" if expected is None else "proven",
-        reference=source,
+        verdict="proven" if references else "runs, not compared",
+        reference=" and ".join(source for _, source in references) or reference.source,
         rows=len(seen.batch),
         made_up_sample=seen.made_up,
         platform=interpreters.this_platform(),
@@ -299,24 +299,32 @@ def _compare(
     )
 
 
-def _reference_answers(
+def _references(
     seen: _Rehearsal, reference: _Reference, pipeline: Pipeline, drafted: draft.Draft
-) -> tuple[Outcome | None, str]:
-    """The answers to compare with, and their source: --expect, the training interpreter, what a model file brought."""
+) -> list[tuple[Outcome, str]]:
+    """The answers to compare with, each with its source: --expect; for the outputs it lacks, the training interpreter;
+    without that, what a model file brought."""
+    found: list[tuple[Outcome, str]] = []
     if pipeline.expect is not None:
-        return _expected(pipeline.expect, seen.outcome), pipeline.expect.name
+        expected = _expected(pipeline.expect, seen.outcome)
+        found.append((expected, f"{pipeline.expect.name} ({', '.join(expected.batch.names)})"))
+    if reference.outcome is not None:
+        answer = reference.outcome.batch
+        rest = [n for n in answer.names if not any(n in other.batch for other, _ in found)]
+        if rest or not found:
+            found.append((Outcome(answer.select(rest), reference.outcome.errors), reference.source))
     brought = next((f.expected for f in drafted.facts.values() if f.expected), None)
-    if reference.outcome is None and brought is not None and pipeline.sample is None:
-        return _expected(drafted.files.file(brought), seen.outcome), Path(brought).name
-    return reference.outcome, reference.source
+    if not found and brought is not None and pipeline.sample is None:
+        found.append((_expected(drafted.files.file(brought), seen.outcome), Path(brought).name))
+    return found
 
 
 def _refuse(found: list[prove.Difference], source: str) -> None:
     if found:
         shown = "\n".join(f"  {d}" for d in found[: prove.SHOWN])
         raise NotProvable(
-            f"The clean environment does not answer as the {source} does:\n{shown}\n",
-            "Pin what differs in the requirements, or name the right training interpreter with --python.",
+            f"The clean environment does not answer as {source} does:\n{shown}\n",
+            "Where those answers are right: pin what differs with -r, or name the training interpreter with --python.",
             rows=tuple(str(d) for d in found),
         )
 

@@ -47,13 +47,25 @@ class Report:
             raise refusal(self.refused, self.hopeless)
 
 
+ACTING = frozenset(
+    """
+    posix nt os subprocess shutil socket sys ctypes importlib runpy pty webbrowser multiprocessing threading code pdb
+    builtins.eval builtins.exec builtins.compile builtins.__import__ builtins.open builtins.getattr builtins.breakpoint
+    __builtin__.eval __builtin__.exec __builtin__.execfile __builtin__.open __builtin__.getattr
+    """.split()  # noqa: SIM905  words read better without quotes
+)
+"""What a malicious file is made of. `--trust` would accept these names too, but nobody is told to."""
+
+
 def refusal(names: tuple[str, ...], hopeless: frozenset[str] = frozenset()) -> Refused:
     """The error for a set of refused imports: which, why, and what to do about each kind."""
     kinds: dict[Callable[[tuple[str, ...]], tuple[str, str]], list[str]] = {}
     for name in names:
         kinds.setdefault(_hopeless if name in hopeless else _kind(name), []).append(name)
     told = [
-        tell(tuple(kinds[tell])) for tell in (_hopeless, _unlisted, _by_value, _from_main) if tell in kinds
+        tell(tuple(kinds[tell]))
+        for tell in (_hopeless, _acting, _unlisted, _by_value, _from_main)
+        if tell in kinds
     ]
     return Refused(" ".join(said for said, _ in told), " ".join(step for _, step in told), names=names)
 
@@ -61,6 +73,8 @@ def refusal(names: tuple[str, ...], hopeless: frozenset[str] = frozenset()) -> R
 def _kind(name: str) -> Callable[[tuple[str, ...]], tuple[str, str]]:
     if name.startswith("__main__."):
         return _from_main
+    if name.partition(".")[0] in ACTING or name in ACTING:
+        return _acting
     return _by_value if is_code(*name.rpartition(".")[::2]) else _unlisted
 
 
@@ -68,6 +82,14 @@ def _hopeless(names: tuple[str, ...]) -> tuple[str, str]:
     return (
         f"The file reaches through a module for {_some(names)}, as no honest model does.",
         "Get the file again from a source you trust.",
+    )
+
+
+def _acting(names: tuple[str, ...]) -> tuple[str, str]:
+    called = tuple(f"os.{n.partition('.')[2]} ({n})" if n.startswith(("posix.", "nt.")) else n for n in names)
+    return (
+        f"The file imports {_some(called)}, which acts on the machine it is loaded on: no model needs that.",
+        "Do not use this file; ask whoever gave it to you where it is from.",
     )
 
 
