@@ -181,7 +181,7 @@ def test_a_malicious_file_is_refused_and_nothing_in_it_runs(attack: Attack, cana
 
 
 PLAIN = [name for name in CALLS if " " not in name]
-ACTS = ("os.", "posix.", "nt.", "subprocess.", "builtins.")
+ACTS = ("os.", "posix.", "nt.", "subprocess.", "builtins.e", "builtins.o", "builtins.g", "builtins.__")
 
 
 @pytest.mark.parametrize("name", [name for name in PLAIN if not name.startswith(ACTS)])

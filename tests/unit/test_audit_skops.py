@@ -104,9 +104,9 @@ def test_a_malicious_skops_file_is_refused_and_nothing_in_it_runs(name: str, tmp
 
 def test_the_error_names_the_class_and_the_flag(tmp_path: Path):
     with pytest.raises(Refused) as refused:
-        load_skops(zipped(part("os", "system", "FunctionNode")))
-    assert refused.value.facts["names"] == ("os.system",)
-    assert "--trust os.system" in refused.value.next_step
+        load_skops(zipped(part("shop", "Till", "ObjectNode")))
+    assert refused.value.facts["names"] == ("shop.Till",)
+    assert "--trust shop.Till" in refused.value.next_step
 
 
 def test_a_class_of_the_training_script_comes_from_the_script_given():
