@@ -101,7 +101,7 @@ def ask_rows(path: str) -> Callable[[Rows], Ask]:
 
 
 def ask_plain(rows: Rows) -> Ask:
-    return Ask("/predict", json.dumps(rows).encode())
+    return Ask("/predict?outputs=predict", json.dumps(rows).encode())
 
 
 def ask_tensor(rows: Rows) -> Ask:
