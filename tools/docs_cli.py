@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from mlpacker import cli
+from mlpacker_runtime.serve import EXIT_CODES
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference" / "cli.md"
 
@@ -73,7 +74,7 @@ ERRORS = (
 
 def page() -> str:
     """The whole page."""
-    known = {code for _, code in cli.EXIT_CODES}
+    known = {code for _, code in EXIT_CODES}
     missing = known - {code for code, _, _ in ERRORS}
     if missing:
         raise SystemExit(f"docs_cli.py says nothing of the exit codes {sorted(missing)}.")

@@ -15,6 +15,7 @@ import click
 import pytest
 
 from mlpacker import cli, pipeline
+from mlpacker_runtime.serve import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent.parent
 PAGES = sorted(
@@ -101,7 +102,7 @@ def test_the_command_line_page_is_what_the_generator_makes() -> None:
 
 def test_every_exit_code_is_explained_with_the_words_of_the_command_line() -> None:
     tool = _tool("docs_cli")
-    assert {c for _, c in cli.EXIT_CODES} <= {code for code, _, _ in tool.ERRORS}
+    assert {c for _, c in EXIT_CODES} <= {code for code, _, _ in tool.ERRORS}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=_names)

@@ -14,16 +14,6 @@ import click
 
 from .. import errors
 
-EXIT_CODES: tuple[tuple[type[errors.MlpackerError], int], ...] = (
-    (errors.BadDescription, 2),
-    (errors.NotFound, 3),
-    (errors.Refused, 4),
-    (errors.NotProvable, 5),
-    (errors.EnvironmentFailed, 6),
-    (errors.StoreFailed, 7),
-    (errors.MlpackerError, 1),
-)
-
 COMMANDS = {
     "pack": ("packing", "Make a package of a trained model, or of a pipeline of models and functions."),
     "run": ("serving", "Serve a package as a REST API on this machine."),
@@ -113,7 +103,9 @@ def run(argv: list[str]) -> int:
 
 def tell(error: errors.MlpackerError) -> int:
     """One sentence, the next step on a line of its own, and the exit code of the error's class."""
+    from mlpacker_runtime.serve import exit_code
+
     click.echo(f"{click.style('error:', fg='red', bold=True)} {error.sentence}", err=True)
     if error.next_step:
         click.echo(f"{click.style('  try:', fg='cyan')} {error.next_step}", err=True)
-    return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
+    return exit_code(error)

@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from mlpacker_runtime.rest.invocations import cell
 from mlpacker_runtime.rest.rows import Read, Reader
 from mlpacker_runtime.signature import Field
 
 from ..errors import BadInput
 
 HEAD = 1 << 16
-NULLS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 MAX_LINE = 64 << 20
 
 
@@ -163,45 +163,24 @@ def _without(read: Read, malformed: Mapping[int, str]) -> Read:
 
 
 def from_text(values: Sequence[str], field: Field | None) -> Any:
-    """A column of text as values of the field's type where they are ones; what is not stays text, to be told as wrong.
-
-    A field of text keeps its text; only the empty one is null there.
-    """
-    if field is None or field.numeric:
-        numbers = _numbers(values)
-        if numbers is not None:
-            return numbers
-    if field is None or field.dtype in ("string", "category", "object"):
+    """A column of CSV cells as the REST door reads them, all at once where they are plain numbers."""
+    numbers = _numbers(values, field)
+    if numbers is not None:
+        return numbers
+    if field is None:
         return [v or None for v in values]
-    if field.dtype == "bool":
-        return [_TRUTH.get(v.lower(), v) if v not in NULLS else None for v in values]
-    if field.numeric:
-        return [_number(v) for v in values]
-    return [None if v in NULLS else v for v in values]
+    return [cell(v, field) for v in values]
 
 
-_TRUTH = {"true": True, "false": False, "1": True, "0": False}
-
-
-def _numbers(values: Sequence[str]) -> np.ndarray | None:
-    try:
-        return np.array(values, dtype=np.float64)
-    except ValueError:
+def _numbers(values: Sequence[str], field: Field | None) -> np.ndarray | None:
+    """Whole numbers as such, so that a large one keeps its last digits."""
+    if field is not None and (not field.numeric or field.dtype == "bool"):
         return None
-
-
-def _number(text: str) -> Any:
-    text = text.strip()
-    if text in NULLS:
+    whole = field is not None and not field.dtype.startswith("float")
+    try:
+        return np.array(values, dtype=np.int64 if whole else np.float64)
+    except (ValueError, OverflowError):
         return None
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 class JsonLines(_File):

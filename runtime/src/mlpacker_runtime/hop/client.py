@@ -24,7 +24,27 @@ START_SECONDS = 120.0
 RECONNECT_SECONDS = 5.0
 
 
-class StageWorker:
+class Asking:
+    """What can be asked of a stage worker, however it is reached."""
+
+    def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
+        """Header and batch of the answer. Raises what the worker raised, ModelFailed where it died."""
+        raise NotImplementedError
+
+    def load(self, stage: Stage) -> Description:
+        header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
+        description: Description = from_plain(Description, header["description"], "description")
+        return description
+
+    def predict(self, stage: str, batch: Batch, want: frozenset[str] | None) -> Outcome:
+        question = {"op": "predict", "stage": stage, "want": None if want is None else sorted(want)}
+        return decode_outcome(*self._ask(question, batch))
+
+    def runner(self, stage: str) -> RemoteStage:
+        return RemoteStage(self, stage)
+
+
+class StageWorker(Asking):
     """A stage worker's process and one connection to it. Use as a context manager, or call `close`."""
 
     def __init__(
@@ -80,18 +100,6 @@ class StageWorker:
         lines = self.said.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else f"it ended with exit code {self.process.poll()} and said nothing."
 
-    def load(self, stage: Stage) -> Description:
-        header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
-        description: Description = from_plain(Description, header["description"], "description")
-        return description
-
-    def predict(self, stage: str, batch: Batch, want: frozenset[str] | None) -> Outcome:
-        question = {"op": "predict", "stage": stage, "want": None if want is None else sorted(want)}
-        return decode_outcome(*self._ask(question, batch))
-
-    def runner(self, stage: str) -> RemoteStage:
-        return RemoteStage(self, stage)
-
     def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
         try:
             with self.turn:
@@ -138,7 +146,7 @@ class StageWorker:
         self.close()
 
 
-class StageConnection:
+class StageConnection(Asking):
     """A connection to a stage worker that somebody else keeps running, and starts again at the same path when it dies.
 
     A question that finds the worker dead waits for the next one, which is first told to load what this connection had
@@ -161,17 +169,9 @@ class StageConnection:
         return not self.broken
 
     def load(self, stage: Stage) -> Description:
-        header, _ = self._ask({"op": "load", "stage": to_plain(stage)}, None)
+        description = super().load(stage)
         self.stages[stage.name] = stage
-        description: Description = from_plain(Description, header["description"], "description")
         return description
-
-    def predict(self, stage: str, batch: Batch, want: frozenset[str] | None) -> Outcome:
-        question = {"op": "predict", "stage": stage, "want": None if want is None else sorted(want)}
-        return decode_outcome(*self._ask(question, batch))
-
-    def runner(self, stage: str) -> RemoteStage:
-        return RemoteStage(self, stage)
 
     def _ask(self, question: dict[str, Any], batch: Batch | None) -> tuple[dict[str, Any], Batch | None]:
         """Raises ModelFailed where there is no worker, or it dies of the question; and what it answers with."""
@@ -234,7 +234,7 @@ def _answer_from(connection: socket.socket) -> tuple[dict[str, Any], Batch | Non
 class RemoteStage:
     """One stage at the far end of a hop, as the engine's runner."""
 
-    def __init__(self, worker: StageWorker | StageConnection, stage: str) -> None:
+    def __init__(self, worker: Asking, stage: str) -> None:
         self.worker = worker
         self.stage = stage
 
