@@ -245,3 +245,18 @@ def test_a_stage_that_looks_at_its_neighbours_never_shares_a_batch(person: Perso
     )
     batches = {s["name"]: s.get("batch", "rows") for s in packed["stages"]}
     assert batches == {"centred": "request", "model": "rows"}
+
+
+def test_a_column_nobody_uses_is_left_out_and_one_the_code_looks_at_stays(person: Person) -> None:
+    person.trains(TRAIN + "X.assign(target=y, flag=0).to_csv('flagged.csv', index=False)\n")
+    (person.folder / "clean.py").write_text(
+        "import pandas as pd\n"
+        "def unflagged(rows: pd.DataFrame) -> pd.DataFrame:\n"
+        "    return rows[rows['flag'] == 0] if 'flag' in rows else rows\n"
+    )
+    packed = person.told(
+        "pack", "clean.py:unflagged", "model.joblib", "--sample", "flagged.csv", "--python", person.python
+    )
+    names = [f["name"] for f in packed["signature"]["inputs"]]
+    assert "flag" in names
+    assert "target" not in names

@@ -30,6 +30,8 @@ from .environment import NOT_KNOWN, Made, Options, Tools, Trained
 
 SAMPLE_ROWS = 256
 """Rows of the sample that are answered, compared and packed."""
+TRIED_COLUMNS = 64
+"""How many of the sample's columns are left out on trial, one at a time."""
 
 
 @dataclass(frozen=True)
@@ -220,18 +222,33 @@ def _answer(
     return _Rehearsal(outcome, stages, inputs, batch, made_up, recorders)
 
 
-def _without_unused(seen: _Rehearsal, workers: crew.Crew) -> _Rehearsal:
-    """Without the sample's columns that no stage names and whose absence changes no answer: the target, most often.
+def _without_unused(seen: _Rehearsal, drafted: draft.Draft, workers: crew.Crew) -> _Rehearsal:
+    """Without the sample's columns that nobody uses: the target, most often.
 
-    Only where the inputs are the sample's columns because the entry stage did not say what it takes.
+    A column stays that a later stage names, that the packed code mentions (it may look only now and then), or whose absence
+    changes an answer. All others are left out at once; where that changes something, one by one.
     """
     named = {f.name for s in seen.stages if manifest.INPUT not in s.after for f in s.inputs}
-    kept = tuple(f for f in seen.inputs if f.name in named)
-    if not kept or len(kept) == len(seen.inputs):
-        return seen
+    code = "".join(
+        drafted.files.read(p).decode(errors="replace") for p in drafted.files.paths if p.endswith(".py")
+    )
+    idle = [f for f in seen.inputs if f.name not in named and f.name not in code][:TRIED_COLUMNS]
+    fewer = _answers_without(idle, seen, workers)
+    if fewer is not None:
+        return fewer
+    for field in idle:
+        seen = _answers_without([field], seen, workers) or seen
+    return seen
+
+
+def _answers_without(idle: list[Field], seen: _Rehearsal, workers: crew.Crew) -> _Rehearsal | None:
+    """The rehearsal without these inputs; None where an answer changes, or nothing is left."""
+    kept = tuple(f for f in seen.inputs if f not in idle)
+    if not kept or not idle:
+        return None
     stages = tuple(dataclasses.replace(s, inputs=kept) if s.inputs == seen.inputs else s for s in seen.stages)
     fewer = _answer(stages, kept, seen.batch.select([f.name for f in kept]), seen.made_up, workers)
-    return seen if prove.differences(seen.outcome, fewer.outcome) else fewer
+    return None if prove.differences(seen.outcome, fewer.outcome) else fewer
 
 
 def _with_inputs(stage: Stage, inputs: tuple[Field, ...]) -> Stage:
@@ -262,8 +279,9 @@ def _ask_clean(
         for note in (n for d in described.values() for n in d.notes):
             tools.events.warn(note)
         seen = _rehearse(stages, described, sample, workers, pipeline)
-        if not pipeline.inputs:
-            seen = _without_unused(seen, workers)
+        entries = [s for s in stages if manifest.INPUT in s.after]
+        if not pipeline.inputs and any(not (s.inputs or described[s.name].inputs) for s in entries):
+            seen = _without_unused(seen, drafted, workers)
         settled = tuple(
             describe.with_outputs(s, seen.recorders[s.name], described[s.name].labels) for s in seen.stages
         )
