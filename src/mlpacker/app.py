@@ -46,6 +46,8 @@ PROOF = "application/vnd.mlpacker.proof.v1+json"
 GOLDEN = "application/vnd.mlpacker.golden.v1+json"
 WHEELS = "application/vnd.mlpacker.wheels.v1"
 PLATFORM = "vnd.mlpacker.platform"
+DOOR = "the door"
+"""The environment that serves where no stage's can; no stage has a name with a blank."""
 
 
 @dataclass(frozen=True)
@@ -502,21 +504,45 @@ class Mlpacker:
     ) -> Launch:
         """The command that serves a package.
 
-        extras: extras of the runtime that doors need (`parquet`: Parquet bodies to `/invocations`). served: `host`, `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log`,
-        `no_batching`, as `mlpacker run` has them.
+        extras: of the runtime, for doors that need more (`parquet`: Parquet bodies to `/invocations`). served: `host`,
+        `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log` and `no_batching`, as
+        `mlpacker run` has them.
         """
         info = self.inspect(ref)
         accepted = self._accepted(info, trust_code)
         own = info.manifest.stages[0].environment
         folder = self.materialise(info.digest)
-        environments = self.environments(info.digest, {own: tuple(extras)})
-        argv = [str(environments[own].python), "-I", "-B", "-m", "mlpacker_runtime", "serve"]
-        argv += ["--package", str(folder), "--digest", info.digest, "--environment", own]
+        door = self._door(info.digest, own, extras)
+        environments = self.environments(info.digest, {} if door else {own: tuple(extras)})
+        python, name = (door.python, DOOR) if door else (environments[own].python, own)
+        argv = [str(python), "-I", "-B", "-m", "mlpacker_runtime", "serve"]
+        argv += ["--package", str(folder), "--digest", info.digest, "--environment", name]
         argv += ["--accepted"] if accepted else []
-        for name, environment in environments.items():
-            argv += ["--stage-worker", f"{name}={environment.python}"] if name != own else []
+        for other, environment in environments.items():
+            argv += ["--stage-worker", f"{other}={environment.python}"] if other != name else []
         argv += _flags(served)
         return Launch(argv, variables.clean(os.environ))
+
+    def _door(self, digest: str, own: str, extras: Sequence[str]) -> Environment | None:
+        """An environment for the door alone, where an extra it needs can't live beside the pins; its stages are then asked
+        over sockets. None where the stages' own will do."""
+        from .environments import install, interpreters, resolve
+        from .environments import lock as locks
+        from .environments.runtime_wheel import runtime_wheel
+
+        packed = self.locks(digest)[own]
+        if not any(packed.extras.get(e, "").startswith("apart") for e in extras):
+            return None
+        runtime = runtime_wheel(self.home / "cache")
+        self.events.step("Preparing an environment for the door")
+        lock = resolve.resolve(
+            locks.Requirements(python=packed.python),
+            resolve.runtime_requirements(runtime.path),
+            here=interpreters.this_platform(),
+            platforms=(),
+            progress=self.events.note,
+        )
+        return install.ensure(lock, self.home, runtime, extras=tuple(extras), progress=self.events.note)
 
     def serve(self, ref: str, *, port: int = 0, **options: Any) -> Serving:
         """Serve a package in the background until closed; `port` 0 picks a free one. options: those of `launch`."""

@@ -162,3 +162,44 @@ def test_a_parquet_body_needs_the_extra_and_is_answered_with_it(packed: Person) 
         )
         labels = [int(r["predict"]) for r in csv.DictReader((packed.folder / "labels.csv").open())]
         assert json.loads(told.stdout) == {"predictions": labels}
+
+
+APART = """
+name: apart
+sample: rows.csv
+expect: answers.csv
+python: '3.10'
+stages:
+  - name: tell
+    function: tell.py:version
+    requirements: ["pyarrow==6.0.1", "pandas==1.5.3", "numpy==1.23.5"]
+"""
+
+
+def test_an_extra_that_can_not_live_beside_the_pins_serves_from_an_environment_of_its_own(
+    person: Person,
+) -> None:
+    (person.folder / "tell.py").write_text(
+        "import pandas as pd\nimport pyarrow\n"
+        "def version(rows: pd.DataFrame) -> pd.DataFrame:\n"
+        "    return pd.DataFrame({'arrow': [pyarrow.__version__] * len(rows)}, index=rows.index)\n"
+    )
+    (person.folder / "rows.csv").write_text("a,b\n1,2.5\n3,4.5\n")
+    (person.folder / "answers.csv").write_text("arrow\n6.0.1\n6.0.1\n")
+    (person.folder / "pipeline.yaml").write_text(APART)
+    person.says("pack", "-f", "pipeline.yaml")
+    table = pyarrow.table({"a": [1, 3], "b": [2.5, 4.5]})
+    pyarrow.parquet.write_table(table, person.folder / "rows.parquet")
+    ask = [
+        "curl",
+        "-s",
+        "-H",
+        "Content-Type: application/vnd.apache.parquet",
+        "--data-binary",
+        "@rows.parquet",
+    ]
+    with person.serving("apart", "--extra", "parquet") as url:
+        told = subprocess.run(
+            [*ask, f"{url}/invocations"], cwd=person.folder, capture_output=True, text=True, timeout=60
+        )
+    assert json.loads(told.stdout) == {"predictions": ["6.0.1", "6.0.1"]}
