@@ -25,8 +25,10 @@ import platformdirs
 
 from mlpacker_runtime import manifest as manifests
 from mlpacker_runtime.manifest import Manifest
+from mlpacker_runtime.stream.settings import Settings
+from mlpacker_runtime.stream.settings import to_json as settings_json
 
-from . import trust
+from . import streaming, trust
 from .environments import variables
 from .errors import BadDescription, EnvironmentFailed, ModelFailed
 from .events import Events, Silent
@@ -508,7 +510,64 @@ class Mlpacker:
         `port`, `workers`, `api_key_file`, `max_body`, `timeout`, `limit_rows`, `log`, `access_log` and `no_batching`, as
         `mlpacker run` has them.
         """
+        return self._launch(self.inspect(ref), trust_code, extras, served)
+
+    def stream(
+        self,
+        ref: str,
+        *,
+        trust_code: bool = False,
+        served: Mapping[str, Any] | None = None,
+        file: Path | str | None = None,
+        **described: Any,
+    ) -> Launch:
+        """The command that runs a package on a stream.
+
+        described: the keys of `stream.yaml` (`source` for `from`, `to`, `key` …), which win over those of `file`. served:
+        `host`, `port`, `timeout`, `log`. Raises BadDescription.
+        """
+        info, settings = self.stream_settings(ref, file, described)
+        return self._launch(info, trust_code, streaming.extras(settings), served or {}, settings)
+
+    def stream_settings(
+        self, ref: str, file: Path | str | None, described: Mapping[str, Any]
+    ) -> tuple[Info, Settings]:
+        """The package and the settings that a file and words of one's own come to."""
         info = self.inspect(ref)
+        words = {
+            ("from" if k == "source" else k): v for k, v in described.items() if v is not None and v != ()
+        }
+        given = {**(streaming.read(Path(file)) if file is not None else {}), **words}
+        return info, streaming.settings(given, info.name, _outputs(info), self.home)
+
+    def explain(self, ref: str, file: Path | str | None = None, **described: Any) -> dict[str, Any]:
+        """What the edge from a stream's source to its sink guarantees, asked of the brokers in the package's environment."""
+        info, settings = self.stream_settings(ref, file, described)
+        launch = self._launch(info, True, streaming.extras(settings), {}, settings)
+        argv = [launch.argv[0], "-I", "-B", "-m", "mlpacker_runtime.stream.explain"]
+        done = subprocess.run(
+            argv,
+            input=settings_json(settings),
+            env=launch.environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise EnvironmentFailed(
+                f"The brokers could not be asked: {done.stderr.strip().splitlines()[-1:]}."
+            )
+        return json.loads(done.stdout)
+
+    def _launch(
+        self,
+        info: Info,
+        trust_code: bool,
+        extras: Sequence[str],
+        served: Mapping[str, Any],
+        stream: Settings | None = None,
+    ) -> Launch:
+        """A stream's own process loads no model, so every environment has a stage worker then."""
         accepted = self._accepted(info, trust_code)
         own = info.manifest.stages[0].environment
         folder = self.materialise(info.digest)
@@ -519,8 +578,10 @@ class Mlpacker:
         argv += ["--package", str(folder), "--digest", info.digest, "--environment", name]
         argv += ["--accepted"] if accepted else []
         for other, environment in environments.items():
-            argv += ["--stage-worker", f"{other}={environment.python}"] if other != name else []
+            if other != name or stream is not None:
+                argv += ["--stage-worker", f"{other}={environment.python}"]
         argv += _flags(served)
+        argv += ["--stream", settings_json(stream)] if stream is not None else []
         return Launch(argv, variables.clean(os.environ))
 
     def _door(self, digest: str, own: str, extras: Sequence[str]) -> Environment | None:
@@ -531,7 +592,10 @@ class Mlpacker:
         from .environments.runtime_wheel import runtime_wheel
 
         packed = self.locks(digest)[own]
-        if not any(packed.extras.get(e, "").startswith("apart") for e in extras):
+        if not any(
+            packed.extras.get(e, "apart: packed before there was this extra").startswith("apart")
+            for e in extras
+        ):
             return None
         runtime = runtime_wheel(self.home / "cache")
         self.events.step("Preparing an environment for the door")
@@ -560,8 +624,12 @@ def _with_code(stage: StageDescription, code: Sequence[str | Path]) -> StageDesc
     return replace(stage, code=(*stage.code, *(Path(c).absolute() for c in code)))
 
 
+def _outputs(info: Info) -> tuple[str, ...]:
+    return tuple(f.name for f in info.manifest.outputs)
+
+
 def _check_outputs(info: Info, want: frozenset[str] | None) -> None:
-    known = {f.name for f in info.manifest.outputs}
+    known = set(_outputs(info))
     unknown = sorted((want or frozenset()) - known)
     if unknown:
         raise BadDescription(

@@ -50,3 +50,11 @@ class StoreFailed(MlpackerError):
 
 class ModelFailed(MlpackerError):
     """A stage raised while it computed. `facts["stage"]` names it."""
+
+
+class Away(MlpackerError):
+    """A broker can't be reached, or can't say whether it has what it was sent. Close, make anew, go on; never a row's fault."""
+
+
+class Unusable(MlpackerError):
+    """Trying again will not mend a broker: credentials refused, a topic that is not there, a setting it does not take."""

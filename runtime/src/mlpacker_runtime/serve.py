@@ -43,7 +43,7 @@ class Options:
     environment: whose stages the HTTP workers answer themselves; None for all that have no stage worker.
     port: 0 for a free one. max_body: bytes. timeout: seconds to send a request's body, and to finish when told to end.
     limit_rows: rows in one request; 0 for no limit. batching: rows of different requests may go together.
-    thread: the pipeline in a thread of its own, or in the loop; None decides by what it takes.
+    stream: the settings of a stream; the worker is then one that reads and publishes, and HTTP tells its numbers only.
     """
 
     package: str
@@ -62,6 +62,12 @@ class Options:
     log: str = "auto"
     access_log: bool = False
     stage_workers: tuple[StageWorkerOptions, ...] = field(default_factory=tuple)
+    stream: dict[str, Any] | None = None
+
+    @property
+    def lanes(self) -> int:
+        """Processes for each stage worker: one for each lane of a stream."""
+        return int((self.stream or {}).get("lanes", 1))
 
     @property
     def loopback(self) -> bool:
@@ -88,6 +94,7 @@ def parse(argv: list[str]) -> Options:
     given = vars(_parser().parse_args(argv))
     given["stage_workers"] = tuple(_stage_worker(w) for w in given.pop("stage_worker"))
     given["batching"] = not given.pop("no_batching")
+    given["stream"] = json.loads(given["stream"]) if given["stream"] else None
     options = Options(**given)
     if options.digest is None and not Path(options.package).is_dir():
         raise errors.NotFound(f"There is no folder {options.package}.")
@@ -146,6 +153,11 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="ENV=PYTHON|JSON",
         help='the interpreter of another environment, as NAME=PATH or {"environment": …, "argv": […]}',
+    )
+    p.add_argument(
+        "--stream",
+        metavar="JSON",
+        help="run as a stream with these settings; every environment needs a stage worker then",
     )
     return p
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from . import errors
-from .serve import Options
+from .serve import Options, StageWorkerOptions
 from .telemetry.log import Log
 
 FIRST_WAIT = 0.25
@@ -33,6 +33,8 @@ LONGEST_WAIT = 30.0
 STEADY_SECONDS = 60.0
 """A process that lived this long is started at once when it dies."""
 START_SECONDS = 300.0
+LAST_FAILURE = 5
+"""A stream's process that never was ready, waiting for its broker, is started again that often."""
 BACKLOG = 2048
 GRACE_SECONDS = 5.0
 """Beyond the drain's own bound, before a worker is killed."""
@@ -68,6 +70,7 @@ class Supervisor:
         self.stopping = False
         self.signals = 0
         self.announced = False
+        self.finished = False
         self.reference = ""
         self.processes: list[Process] = []
         self.selector = selectors.DefaultSelector()
@@ -104,11 +107,13 @@ class Supervisor:
         else:
             self.listener.listen(BACKLOG)
         self._warn_if_open()
-        self.sockets = {
-            w.environment: os.path.join(self.folder, f"s{i}")
-            for i, w in enumerate(self.options.stage_workers)
-        }
-        stages = [self._stage_worker(i) for i in range(len(self.options.stage_workers))]
+        named = [
+            (w.environment if lane == 0 else f"{w.environment}#{lane}", w)
+            for w in self.options.stage_workers
+            for lane in range(self.options.lanes)
+        ]
+        self.sockets = {name: os.path.join(self.folder, f"s{i}") for i, (name, _) in enumerate(named)}
+        stages = [self._stage_worker(name, worker) for name, worker in named]
         self.processes += stages
         for process in stages:
             self._start(process)
@@ -118,17 +123,21 @@ class Supervisor:
         if not self.signals:
             for process in workers:
                 self._start(process)
-            self._until(lambda: all(p.ready for p in workers))
-        if not self.signals:
+            self._until(
+                lambda: self.finished or all(p.ready for p in workers),
+                patient=self.options.stream is not None,
+            )
+        if not self.signals and not self.finished:
             self._announce()
-        while not self.signals:
+        while not self.signals and not self.finished:
             self._turn(60.0)
         return self._drain(workers)
 
-    def _until(self, reached: Callable[[], bool]) -> None:
+    def _until(self, reached: Callable[[], bool], *, patient: bool = False) -> None:
+        """patient: a stream waits for its broker as long as it takes."""
         deadline = time.monotonic() + START_SECONDS
         while not reached() and not self.signals:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not patient:
                 raise errors.EnvironmentFailed(f"The workers were not ready within {START_SECONDS:.0f} s.")
             self._turn(1.0)
 
@@ -136,8 +145,9 @@ class Supervisor:
         host, port = self.address[:2]
         self._ask_for_health()
         shown = f"[{host}]" if ":" in host else host
-        self.out.write(f"ready http://{shown}:{port} {self.reference}\n")
-        self.out.flush()
+        if not self._rows_on("sink"):
+            self.out.write(f"ready http://{shown}:{port} {self.reference}\n")
+            self.out.flush()
         self.announced = True
         self.log("ready", url=f"http://{shown}:{port}", package=self.reference, workers=self.options.workers)
 
@@ -148,7 +158,7 @@ class Supervisor:
         for _ in range(50):
             connection = http.client.HTTPConnection(host, port, timeout=10)
             try:
-                connection.request("GET", "/v2/health/ready")
+                connection.request("GET", "/v2/health/live" if self.options.stream else "/v2/health/ready")
                 if connection.getresponse().status == 200:
                     return
             except OSError:
@@ -174,7 +184,7 @@ class Supervisor:
     def _start_http(self, process: Process, slot: int) -> subprocess.Popen[bytes]:
         read, write = os.pipe()
         listener = bind_beside(self.listener.family, self.address) if self.spread else self.listener
-        orders = {
+        orders: dict[str, Any] = {
             "listen": listener.fileno(),
             "status": write,
             "slot": slot,
@@ -182,10 +192,16 @@ class Supervisor:
             "sockets": self.sockets,
             "options": asdict(self.options),
         }
-        argv = [*same_interpreter(), "-m", "mlpacker_runtime.rest.worker"]
-        popen = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, pass_fds=(listener.fileno(), write), start_new_session=True
-        )
+        kind = "rest" if self.options.stream is None else "stream"
+        argv = [*same_interpreter(), "-m", f"mlpacker_runtime.{kind}.worker"]
+        passed = [listener.fileno(), write]
+        for end, name, descriptor in (("source", "stdin", 0), ("sink", "stdout", 1)):
+            if self._rows_on(end):
+                passed.append(os.dup(descriptor))
+                orders[name] = passed[-1]
+        popen = subprocess.Popen(argv, stdin=subprocess.PIPE, pass_fds=passed, start_new_session=True)
+        for descriptor in passed[2:]:
+            os.close(descriptor)
         os.close(write)
         if self.spread:
             listener.close()
@@ -198,14 +214,18 @@ class Supervisor:
             pass  # it is dead already; the next turn sees that
         return popen
 
-    def _stage_worker(self, index: int) -> Process:
-        worker = self.options.stage_workers[index]
-        process = Process(f"stages of {worker.environment}", lambda: self._start_stage(process, index))
+    def _rows_on(self, end: str) -> bool:
+        """Whether a stream's rows come or go on our own standard input or output."""
+        return str((self.options.stream or {}).get(end, "")).partition("?")[0] == "-"
+
+    def _stage_worker(self, name: str, worker: StageWorkerOptions) -> Process:
+        process = Process(f"stages of {name}", lambda: self._start_stage(process, name, worker))
         return process
 
-    def _start_stage(self, process: Process, index: int) -> subprocess.Popen[bytes]:
-        worker = self.options.stage_workers[index]
-        path = Path(self.sockets[worker.environment])
+    def _start_stage(
+        self, process: Process, name: str, worker: StageWorkerOptions
+    ) -> subprocess.Popen[bytes]:
+        path = Path(self.sockets[name])
         path.unlink(missing_ok=True)
         argv = [
             *worker.argv,
@@ -270,6 +290,8 @@ class Supervisor:
             process.ready = process.ever_ready = True
             if self.announced:
                 self.log("restarted", process=process.name)
+        elif "done" in said:
+            self.finished = True
         elif "failed" in said:
             error = _error_from(said["failed"])
             if not self.announced:
@@ -298,9 +320,9 @@ class Supervisor:
         if process.popen.stdin is not None:
             process.popen.stdin.close()
         process.popen = None
-        if self.signals:
+        if self.signals or self.finished:
             return
-        if not process.ever_ready:
+        if not process.ever_ready and (self.options.stream is None or process.failures >= LAST_FAILURE):
             raise errors.EnvironmentFailed(
                 f"{process.name.capitalize()} ended before it was ready ({_code(code)})."
             )
@@ -319,7 +341,8 @@ class Supervisor:
 
     def _drain(self, workers: list[Process]) -> int:
         """Let the HTTP workers finish, then end the stage workers. A second signal ends the waiting."""
-        self.log("draining", seconds=self.options.timeout)
+        if not self.finished:
+            self.log("draining", seconds=self.options.timeout)
         self.listener.close()  # the workers close theirs: new connections are refused, not left waiting
         running = [p for p in workers if p.popen is not None]
         for process in running:

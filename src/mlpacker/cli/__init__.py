@@ -17,6 +17,8 @@ from .. import errors
 COMMANDS = {
     "pack": ("packing", "Make a package of a trained model, or of a pipeline of models and functions."),
     "run": ("serving", "Serve a package as a REST API on this machine."),
+    "stream": ("streaming", "Run a package on a stream: rows in from a broker, answers out to one."),
+    "dlq": ("dlq", "Look at a stream's dead letters, send them again or drop them."),
     "score": ("scoring", "Answer every row of a file."),
     "ls": ("packages", "List the packages in the local store."),
     "inspect": ("packages", "Show what a package holds and what was proven of it."),

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..errors import BadDescription, MlpackerError
+from ..errors import Away, BadDescription, Unusable
 from .address import Address
 
 BUILT_IN = {
@@ -37,14 +37,6 @@ GROUP = "mlpacker.brokers"
 Headers = tuple[tuple[str, bytes], ...]
 
 
-class Away(MlpackerError):
-    """The broker can't be reached, or can't say whether it has what it was sent. Close, make anew, go on; never a row's fault."""
-
-
-class Unusable(MlpackerError):
-    """Trying again will not mend it: credentials refused, a topic that is not there, a setting the broker does not take."""
-
-
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message as it was read.
@@ -63,8 +55,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One message to publish. id: of this answer; a broker that drops repeats by an id is given it. topic: another than the
-    sink's own, where one sink serves several."""
+    """One message to publish. id: of this answer; a broker that drops repeats by an id is given it."""
 
     value: bytes
     id: str
@@ -206,9 +197,22 @@ def get(scheme: str) -> Any:
             f"{scheme}:// needs {cause.name or 'a client'}, which is not in this environment.",
             f"Install the runtime's extra: mlpacker-runtime[{extra}].",
         ) from cause
-    raise BadDescription(
-        f"There is no broker for {scheme}://.", f"Known are {', '.join(sorted(BUILT_IN))}."
-    )
+    raise BadDescription(f"There is no broker for {scheme}://.", f"Known are {', '.join(sorted(BUILT_IN))}.")
 
 
-__all__ = ["Address", "Away", "Broker", "Guarantee", "Lag", "Listener", "Message", "Outgoing", "Reading", "Setting", "Sink", "Source", "Unusable", "get"]
+__all__ = [
+    "Address",
+    "Away",
+    "Broker",
+    "Guarantee",
+    "Lag",
+    "Listener",
+    "Message",
+    "Outgoing",
+    "Reading",
+    "Setting",
+    "Sink",
+    "Source",
+    "Unusable",
+    "get",
+]

@@ -82,7 +82,8 @@ class Address:
         for name in self.options:
             if name not in known and not (self.tls and name in TLS):
                 raise BadDescription(
-                    f"{self}: there is no option {name!r} here.", f"There are {', '.join(sorted(known)) or 'none'}."
+                    f"{self}: there is no option {name!r} here.",
+                    f"There are {', '.join(sorted(known)) or 'none'}.",
                 )
 
     def context(self) -> ssl.SSLContext | None:
@@ -95,7 +96,9 @@ class Address:
                 made.check_hostname = False
                 made.verify_mode = ssl.CERT_NONE
             if "cert" in self.options:
-                made.load_cert_chain(self.options["cert"], self.options.get("key"), self.secret("key_password"))
+                made.load_cert_chain(
+                    self.options["cert"], self.options.get("key"), self.secret("key_password")
+                )
         except (OSError, ssl.SSLError) as cause:
             raise BadDescription(f"{self}: TLS can't be set up: {cause}.") from cause
         return made
@@ -136,12 +139,15 @@ def parse(text: str, schemes: Mapping[str, object] | None = None) -> Address:
     tls = scheme.endswith("s") and scheme not in ENDS_IN_S
     scheme = scheme[:-1] if tls else scheme
     if schemes is not None and scheme not in schemes:
-        raise BadDescription(f"There is no broker for {scheme}://.", f"Known are {', '.join(sorted(schemes))}.")
+        raise BadDescription(
+            f"There is no broker for {scheme}://.", f"Known are {', '.join(sorted(schemes))}."
+        )
     place, _, path = rest[2:].partition("/")
     user, at, place = place.rpartition("@")
     if ":" in user:
         raise BadDescription(
-            f"{scheme}://: a password can't stand in an address.", "Refer to it: ?password=env:NAME or file:PATH."
+            f"{scheme}://: a password can't stand in an address.",
+            "Refer to it: ?password=env:NAME or file:PATH.",
         )
     hosts = tuple(_host(h, scheme) for h in place.split(",")) if place else (("localhost", 0),)
     return Address(scheme, unquote(path), hosts, unquote(user) if at else None, tls, options)
@@ -152,7 +158,8 @@ def _options(query: str) -> dict[str, str]:
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name in SECRETS and value.partition(":")[0] not in ("env", "file"):
             raise BadDescription(
-                f"The option {name} is a secret and can't stand in an address.", f"Refer to it: {name}=env:NAME or {name}=file:PATH."
+                f"The option {name} is a secret and can't stand in an address.",
+                f"Refer to it: {name}=env:NAME or {name}=file:PATH.",
             )
         options[name] = value
     return options

@@ -150,7 +150,8 @@ class StageConnection(Asking):
     """A connection to a stage worker that somebody else keeps running, and starts again at the same path when it dies.
 
     A question that finds the worker dead waits for the next one, which is first told to load what this connection had
-    loaded. A worker that dies of a question is not asked the same again. Called from one thread at a time.
+    loaded. A worker that dies of a question is not asked the same again. `facts["hop"]` of a ModelFailed says which: `away`,
+    nobody was asked, or `died`. Called from one thread at a time.
     """
 
     def __init__(self, path: str, seconds: float = RECONNECT_SECONDS) -> None:
@@ -180,7 +181,7 @@ class StageConnection(Asking):
             return _answer_from(connection)
         except OSError as cause:
             self._lost()
-            raise ModelFailed(f"The stage worker ended while it answered: {cause}.") from cause
+            raise ModelFailed(f"The stage worker ended while it answered: {cause}.", hop="died") from cause
 
     def _send(self, pieces: list[bytes | memoryview]) -> socket.socket:
         deadline = time.monotonic() + self.seconds
@@ -192,7 +193,7 @@ class StageConnection(Asking):
                 self._lost()
                 if time.monotonic() > deadline:
                     raise ModelFailed(
-                        f"The stage worker at the end of the hop does not answer: {cause}."
+                        f"The stage worker at the end of the hop does not answer: {cause}.", hop="away"
                     ) from cause
                 time.sleep(0.05)
             else:

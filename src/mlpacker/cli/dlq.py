@@ -1,0 +1,1 @@
+"""`mlpacker dlq`."""
