@@ -60,8 +60,8 @@ class Address:
         text = self.options.get(name)
         if text is None:
             return default
-        if not text.isdecimal():
-            raise BadDescription(f"{self}: {name} is a whole number, not {text!r}.")
+        if not _is_number(text):
+            raise BadDescription(f"{self}: {name} is a whole number, not {text[:20]!r}.")
         return int(text)
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -121,6 +121,8 @@ def reveal(reference: str, of: str) -> str:
 
 def parse(text: str, schemes: Mapping[str, object] | None = None) -> Address:
     """Raises BadDescription with what is wrong; never repeats what may be a secret. schemes: the known ones."""
+    if not text.isprintable() or any("\ud800" <= c <= "\udfff" for c in text):
+        raise BadDescription("An address is plain text, without control characters.")
     head, _, query = text.partition("?")
     options = _options(query)
     if head == "-":
@@ -130,27 +132,28 @@ def parse(text: str, schemes: Mapping[str, object] | None = None) -> Address:
         raise BadDescription(
             "An address begins with its kind, as local:readings, kafka://host/topic or file:rows.jsonl."
         )
-    if scheme in PLAIN and not rest.startswith("//"):
-        if not rest:
-            raise BadDescription(f"{scheme}: needs a name after the colon.")
-        return Address(scheme, unquote(rest), options=options)
+    if scheme in PLAIN:
+        path = unquote(rest[2:] if rest.startswith("///") else rest)
+        if not path or path.startswith("//"):
+            raise BadDescription(f"{scheme}: is followed by a name or a path, as {scheme}:readings.")
+        return Address(scheme, path, options=options)
     if not rest.startswith("//"):
         raise BadDescription(f"{scheme}: is followed by //host/topic.")
-    tls = scheme.endswith("s") and scheme not in ENDS_IN_S
+    tls = scheme.endswith("s") and scheme not in ENDS_IN_S and scheme[:-1] not in PLAIN
     scheme = scheme[:-1] if tls else scheme
     if schemes is not None and scheme not in schemes:
         raise BadDescription(
             f"There is no broker for {scheme}://.", f"Known are {', '.join(sorted(schemes))}."
         )
     place, _, path = rest[2:].partition("/")
-    user, at, place = place.rpartition("@")
+    user, _, place = place.rpartition("@")
     if ":" in user:
         raise BadDescription(
             f"{scheme}://: a password can't stand in an address.",
             "Refer to it: ?password=env:NAME or file:PATH.",
         )
     hosts = tuple(_host(h, scheme) for h in place.split(",")) if place else (("localhost", 0),)
-    return Address(scheme, unquote(path), hosts, unquote(user) if at else None, tls, options)
+    return Address(scheme, unquote(path), hosts, unquote(user) if user else None, tls, options)
 
 
 def _options(query: str) -> dict[str, str]:
@@ -165,10 +168,15 @@ def _options(query: str) -> dict[str, str]:
     return options
 
 
+def _is_number(text: str) -> bool:
+    """Of a length that may be one: Python refuses to read thousands of digits."""
+    return text.isascii() and text.isdecimal() and len(text) < 20
+
+
 def _host(text: str, scheme: str) -> tuple[str, int]:
     name, _, port = text.rpartition(":") if text.rfind(":") > text.rfind("]") else (text, "", "")
-    if port and not (port.isdecimal() and 0 < int(port) < 65536):
-        raise BadDescription(f"{scheme}://: {port!r} is no port.")
+    if port and not (_is_number(port) and 0 < int(port) < 65536):
+        raise BadDescription(f"{scheme}://: {port[:20]!r} is no port.")
     if not name:
         raise BadDescription(f"{scheme}://: a host is missing.")
     return name.strip("[]"), int(port) if port else 0
