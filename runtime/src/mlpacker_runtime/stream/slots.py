@@ -7,10 +7,18 @@ successor takes it over: the group's members keep their names, and what a dead o
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
+import socket
 from pathlib import Path
 
 MOST = 64
+
+
+def machine(state: Path) -> str:
+    """A short name of this machine's part in the deployment, the same at every start."""
+    told = f"{socket.gethostname()}\0{state.absolute()}"
+    return hashlib.blake2b(told.encode(), digest_size=4).hexdigest()
 
 
 class Slot:

@@ -70,7 +70,7 @@ class Stream:
         self.settings = replace(
             self.settings,
             dead_letters=self.settings.letters,  # of the deployment, not of the slot
-            member=str(self.slot.number),
+            member=f"{slots.machine(Path(self.settings.state))}-{self.slot.number}",
             state=str(self.slot.folder),
         )
         about = {

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from mlpacker_runtime import brokers
@@ -99,7 +100,7 @@ class Consumer:
         self.address = parse(address)
         self.to = to
         self.read = read
-        self.reading = Reading("ledger", state=state, session=6.0)
+        self.reading = Reading(f"ledger-{Path(state).name}", state=state, session=6.0)
         self.stopping = threading.Event()
         self.there = threading.Event()
         self.failure: Exception | None = None

@@ -23,6 +23,7 @@ from .subject import Subject, draft
 START_SECONDS = 60.0
 SETTLED_SECONDS = 25.0
 END_SECONDS = 60.0
+RATE = 200.0
 FEW = 100
 """Rows that may be on their way when the next fault begins."""
 
@@ -35,12 +36,12 @@ class World:
         server: Any,
         folder: Path,
         *,
-        rate: float = 200,
+        rate: float = 0,
         runtime: Path | None = None,
         said: Callable[[str], None] = lambda line: None,
         **changed: Any,
     ) -> None:
-        """server: a started broker. rate: rows a second. runtime: another copy of the runtime. changed: settings."""
+        """server: a started broker. rate: rows a second; 0: what suits the broker. runtime: another copy of the runtime. changed: settings."""
         self.server = server
         self.folder = folder
         self.said = said
@@ -68,7 +69,7 @@ class World:
         self.next_release = draft(folder / "next", "double_again")
         self.subject = Subject(folder, self.package, self.settings, runtime=runtime)
         self.ledger = Ledger(journalled=bool(self.broker.journalled), ordered=self.settings.ordered)
-        self.producer = Producer(server.address("in"), self.ledger, rate)
+        self.producer = Producer(server.address("in"), self.ledger, rate or getattr(server, "rate", RATE))
         self.consumers = [
             Consumer(server.address("out"), self.ledger.outputs, answer, str(folder / "ledger-out")),
             Consumer(server.address("letters"), self.ledger.letters, letter, str(folder / "ledger-letters")),

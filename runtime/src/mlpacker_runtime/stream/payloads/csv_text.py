@@ -22,6 +22,8 @@ from .nesting import SHORT, check
 
 DECODES = ("columns",)
 ENCODES = ("columns",)
+END = "\r\n"
+"""Which the writer puts at the end; told of none, it would not quote one in a text."""
 
 
 class CsvRows:
@@ -97,8 +99,8 @@ class CsvAnswers:
     def _line(self, row: dict[str, Any]) -> bytes:
         out = io.StringIO()
         values = [row.get(n) for n in self._columns] if self._columns else row.values()
-        csv.writer(out, lineterminator="").writerow(_cells(values))
-        return out.getvalue().encode("utf-8", "surrogatepass")
+        csv.writer(out).writerow(_cells(values))
+        return out.getvalue()[: -len(END)].encode("utf-8", "surrogatepass")
 
 
 def _cells(values: Iterable[Any]) -> Iterator[Any]:

@@ -205,11 +205,11 @@ def decoder(fields: tuple[Field, ...], options: Mapping[str, str]) -> ProtobufRo
     framed = options.get("framed", "yes" if asked is not None else "no")
     if framed not in ("yes", "no") or (framed == "no" and asked is not None):
         raise BadDescription("framed: yes or no; with a registry it is yes.")
-    return ProtobufRows(_type(Path(options["descriptor"]), options["message"]), framed == "yes", asked)
+    return ProtobufRows(message_type(Path(options["descriptor"]), options["message"]), framed == "yes", asked)
 
 
-def _type(path: Path, name: str) -> type:
-    """Raises BadDescription."""
+def message_type(path: Path, name: str) -> type:
+    """The class of a message that a file of descriptors describes. Raises BadDescription."""
     try:
         files = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     except (OSError, DecodeError) as cause:
