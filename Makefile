@@ -2,23 +2,26 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench fuzz docs lock system-parts clean
+.PHONY: help setup demo test lint format bench delivery delivery-page soak fuzz docs lock system-parts clean
 
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 LOCKED := tools/setup pyproject.toml runtime/pyproject.toml hatch_build.py
 RINGS ?= unit contract fuzz system stories
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 3600
 
 # Debian packages the tests use: a registry, another client of it and certificates for it; a browser; what LightGBM links to.
-SYSTEM_PARTS := docker-registry skopeo openssl chromium libgomp1
+# Brokers that streams are tried with, and what fetches and runs Kafka and a schema registry (NATS is built with go, where it is).
+BROKERS := redis-server mosquitto rabbitmq-server openjdk-17-jre-headless maven
+SYSTEM_PARTS := docker-registry skopeo openssl chromium libgomp1 $(BROKERS)
 BENCH_PARTS := wrk util-linux libgomp1
 
 help: ## show this
 	@if [ -t 1 ]; then b=$$(printf '\033[1m'); n=$$(printf '\033[0m'); fi; \
 	echo "$${b}MLPacker$${n}: pack a trained pipeline once, run it anywhere."; echo; \
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
-	while IFS="$$(printf '\t')" read -r name text; do printf '  %smake %-7s%s %s\n' "$$b" "$$name" "$$n" "$$text"; done; \
+	while IFS="$$(printf '\t')" read -r name text; do printf '  %smake %-13s%s %s\n' "$$b" "$$name" "$$n" "$$text"; done; \
 	echo; echo "  make test RINGS=unit ARGS='-k batch'   one ring, some tests"; \
 	echo "  MLPACKER_NO_SYSTEM_PARTS=1 make test   installs no Debian packages; tests that want them are skipped"
 
@@ -42,6 +45,18 @@ format: .venv/.dev ## let ruff mend what it can
 bench: .venv/.dev ## compare with other servers, side by side
 	@MLPACKER_PARTS="$(BENCH_PARTS)" tools/system-parts
 	@$(PY) benchmarks/run.py $(ARGS)
+
+delivery: .venv/.dev ## what is lost: each broker and each fault in a run of its own (ARGS='--broker kafka --fault swap')
+	@MLPACKER_PARTS="$(BROKERS)" tools/system-parts
+	@$(PY) -m mlpacker.testing.delivery --cells $(ARGS)
+
+delivery-page: .venv/.dev ## the same in one run a broker, written into docs/reference/delivery.md
+	@MLPACKER_PARTS="$(BROKERS)" tools/system-parts
+	@$(PY) -m mlpacker.testing.delivery --page docs/reference/delivery.md $(ARGS)
+
+soak: .venv/.dev ## ledger runs with new seeds, for as long as asked (SOAK_SECONDS=3600)
+	@MLPACKER_PARTS="$(BROKERS)" tools/system-parts
+	@$(PY) -m mlpacker.testing.delivery --seconds $(SOAK_SECONDS) $(ARGS)
 
 fuzz: .venv/.dev ## ten minutes of random input for the decoders and readers (FUZZ_SECONDS=600)
 	@MLPACKER_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTEST) -m fuzz $(ARGS)

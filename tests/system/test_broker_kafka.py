@@ -380,10 +380,10 @@ def test_nothing_confirmed_is_lost_and_order_is_kept_when_the_broker_is_killed(t
         source.close()
         sink.close()
         server.start()
-        edge.publish(range(confirmed, confirmed + 10))
-        again = read_through(edge, edge.source(), confirmed + 9)
+        edge.publish(range(confirmed, confirmed + 100))
+        again = read_through(edge, edge.source(), confirmed + 99)
         assert again[0] == 100
-        assert list(dict.fromkeys(again)) == list(range(100, confirmed + 10))
+        assert list(dict.fromkeys(again)) == list(range(100, confirmed + 100))
         edge.close()
 
 

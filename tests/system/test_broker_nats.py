@@ -22,10 +22,8 @@ from mlpacker_runtime.brokers.address import parse
 from mlpacker_runtime.brokers.nats_wire import Line, hpub
 from mlpacker_runtime.errors import BadDescription
 
-pytestmark = [
-    pytest.mark.skipif(bool(Nats.missing()), reason=Nats.missing() or ""),
-    pytest.mark.timeout(120),
-]
+MISSING = Nats.missing()
+pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING or ""), pytest.mark.timeout(120)]
 names = (f"plant.readings{n}" for n in itertools.count())
 
 

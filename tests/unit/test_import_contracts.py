@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlpacker_runtime import formats
+from mlpacker_runtime import brokers, formats
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +35,8 @@ PLANTED = [
     ("runtime-layers", "mlpacker_runtime/formats/sklearn.py", "from .. import loading"),
     ("runtime-core", "mlpacker_runtime/engine.py", "from .formats import sklearn"),
     ("formats", "mlpacker_runtime/formats/onnx.py", "from . import sklearn"),
+    ("runtime-layers", "mlpacker_runtime/brokers/local.py", "from .. import stream"),
+    ("brokers", "mlpacker_runtime/brokers/redis.py", "from . import kafka"),
     ("training", "mlpacker_runtime/signature.py", "import msgspec"),
     ("no-model-here", "mlpacker/package/prove.py", "import sklearn.base"),
 ]
@@ -89,3 +91,8 @@ def test_no_format_is_left_out_of_the_contract() -> None:
     files = {path.stem for path in (PACKAGES[1] / "formats").glob("*.py")}
     named = next(c["modules"] for c in CONFIG["contracts"] if c["id"] == "formats")
     assert set(named) == {f"mlpacker_runtime.formats.{name}" for name in files & set(formats.BUILT_IN)}
+
+
+def test_no_broker_is_left_out_of_the_contract() -> None:
+    named = next(c["modules"] for c in CONFIG["contracts"] if c["id"] == "brokers")
+    assert set(named) == {f"mlpacker_runtime.brokers.{name}" for name in brokers.BUILT_IN.values()}

@@ -215,7 +215,9 @@ def _translate(error: KafkaError, address: Address, group: str = "", member: str
             f"Kafka at {_hosts(address)} has no topic {address.path}.",
             "Make it, or add create=on to the address.",
         )
-    if code in FENCED:
+    if code in FENCED or (
+        code == _E._FATAL and "fenced" in said
+    ):  # a fatal error tells its kind in words only
         return Unusable(
             f"Another process reads as member {member} of the group {group}, and has taken its place.",
             "Give each process of a group a member of its own.",
@@ -711,9 +713,7 @@ class _Source:
         except (KafkaException, KafkaError, RuntimeError) as cause:  # RuntimeError: used after its end
             error = _raised(cause)
             self._trouble.check()
-            if (
-                error.code() == _E.UNKNOWN_TOPIC_OR_PART
-            ):  # may be a leader on the move; making it anew will tell
+            if error.code() == _E.UNKNOWN_TOPIC_OR_PART:  # a leader on the move? made anew we shall know
                 raise Away(f"Kafka does not know the topic {self._address.path} any more.") from cause
             raise _translate(error, self._address, self._reading.group, self._reading.member) from cause
 

@@ -70,6 +70,9 @@ FAILED = 0x80
 """Reason codes of MQTT 5 (2.4): from FAILED on, it is one."""
 
 _log = logging.getLogger(__name__)
+CUTS, WITHIN = 5, 300.0
+"""So many connections of one session that end without a reason in so many seconds: another process takes them. Mosquitto 2.0 does not say."""
+_cuts: dict[str, deque[float]] = {}
 _arrivals: dict[str, tuple[str, Iterator[int]]] = {}
 """Session → its incarnation and its counter of arrivals: they go on when a source is made anew in this process."""
 
@@ -375,6 +378,7 @@ class MqttSource:
         self.incarnation, self._counter = _arrivals.setdefault(
             f"{address.hosts} {name}", (uuid.uuid4().hex, itertools.count())
         )
+        _refuse_to_fight(address, name)
         keepalive = max(20, min(int(reading.session), 600))
         self._line = Line(address, name, clean=False, keepalive=keepalive, take=self._take)
         try:
@@ -445,8 +449,10 @@ class MqttSource:
         try:
             self._line.turn(seconds)
         except Away:
-            if not self._arrived:
-                raise
+            if self._arrived:
+                return
+            _cuts.setdefault(self._line.id, deque(maxlen=CUTS)).append(time.monotonic())
+            raise
 
     def commit(self, finished: Mapping[str, int]) -> None:
         """Acknowledges, in the order of arrival."""
@@ -466,6 +472,16 @@ class MqttSource:
     def close(self) -> None:
         """The session stays at the broker, and goes on collecting."""
         self._line.close()
+
+
+def _refuse_to_fight(address: Address, name: str) -> None:
+    cuts = _cuts.get(name, deque())
+    if len(cuts) == CUTS and time.monotonic() - cuts[0] < WITHIN:
+        del _cuts[name]
+        raise Unusable(
+            f"The session {name} at {address} was cut off {CUTS} times in a short while. Another process reads with this client id.",
+            "Stop one of the two, or give each deployment a group of its own.",
+        )
 
 
 def _told(message: paho.MQTTMessage) -> tuple[bytes | None, Headers]:
@@ -497,6 +513,9 @@ class UserProperties(Properties):  # type: ignore[misc]  # the client's module h
         pairs = ((KEY, key), *headers) if key is not None else headers
         body = b"".join(b"\x26" + _string(name) + _string(text) for name, text in map(_pair, pairs))
         object.__setattr__(self, "packed", _length(len(body)) + body)
+
+    def __str__(self) -> str:
+        return f"{len(self.pack())} bytes"
 
     def pack(self) -> bytes:
         packed: bytes = object.__getattribute__(self, "packed")
@@ -543,7 +562,8 @@ class MqttSink:
         letters = "".join(c for c in name if c.isalnum())[:10]
         self._client = f"mlpacker{letters[:7]}{uuid.uuid4().hex[:8]}"
         self._waiting: dict[int, int] = {}
-        self._refused: list[tuple[int, int]] = []
+        self._refused: dict[int, int] = {}
+        self._open: dict[int, None] = {}  # places that are not confirmed, in order
         self._line = self._connected()
         self.headers = self._line.five
 
@@ -563,26 +583,44 @@ class MqttSink:
 
     def _answered(self, mid: int, reason: int) -> None:
         place = self._waiting.pop(mid, None)
-        if place is not None and reason >= FAILED:
-            self._refused.append((place, reason))
+        if place is None:
+            return
+        self._open.pop(place, None)
+        if reason >= FAILED:
+            self._refused[place] = reason
 
     def publish(self, messages: Sequence[Outgoing]) -> Mapping[int, str]:
-        self._refused, never = [], {}
-        self._mend()
+        never = {}
+        packed = [UserProperties(m.key, m.headers) if self.headers else None for m in messages]
         for place, message in enumerate(messages):
-            properties = UserProperties(message.key, message.headers) if self.headers else None
-            too_large = self._too_large(message, properties)
+            too_large = self._too_large(message, packed[place])
             if too_large:
                 never[place] = too_large
-                continue
-            if len(self._waiting) >= self._most:
-                self._confirmed(self._most // 2)
-            sent = self._line.client.publish(self._topic, message.value, 1, properties=properties)
+        self._open = dict.fromkeys(place for place in range(len(messages)) if place not in never)
+        one_by_one = False
+        while (
+            self._open
+        ):  # Mosquitto hangs up behind a message that it refuses: the rest goes over another connection
+            self._waiting, self._refused = {}, {}
+            self._mend()
+            try:
+                self._send(messages, packed, 1 if one_by_one else self._most)
+            except Away:
+                if one_by_one and not self._refused:
+                    raise
+                one_by_one = not self._refused  # a refusal may be lost with what was still being sent
+            never |= {place: self._reason(reason) for place, reason in self._refused.items()}
+        return never
+
+    def _send(self, messages: Sequence[Outgoing], packed: Sequence[UserProperties | None], most: int) -> None:
+        for place in tuple(self._open):
+            if len(self._waiting) >= most:
+                self._confirmed(most // 2)
+            sent = self._line.client.publish(self._topic, messages[place].value, 1, properties=packed[place])
             self._waiting[sent.mid] = place
         self._confirmed(0)
-        for _ in range(SAVED if messages else 0):
+        for _ in range(SAVED):
             self._line.settle()
-        return never | {place: self._reason(reason) for place, reason in self._refused}
 
     def _mend(self) -> None:
         try:
@@ -674,8 +712,7 @@ def _source_holds(address: Address) -> tuple[str, ...]:
         repeats,
         "What was sent before the first subscription is not there, whatever the start.",
         "What its sender published with QoS 0 may be lost on the way.",
-        "One process reads in ordered mode; another with the same group takes the session over"
-        + (", and the first stops." if five else " again and again: MQTT 3.1.1 does not tell the first why it was cut off."),
+        "One process reads in ordered mode. Another with the same group takes the session over, and the first stops.",
         "Unordered members share (`$share`); the rows of one that is away wait for it, and go to no other.",
         *(() if five else ("Without MQTT 5 there are no headers, and retained messages come again at each connection.",)),
     )  # fmt: skip

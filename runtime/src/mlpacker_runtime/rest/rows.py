@@ -424,7 +424,10 @@ def _converter_ofnumbers(field: Field) -> Callable[[Any, Field], Any]:
 def _to_float(value: Any, field: Field) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{_shown(value)} is not a number")
-    return value
+    try:
+        return float(value)
+    except OverflowError as cause:
+        raise ValueError("a number too large for a float") from cause
 
 
 def _to_int(value: Any, field: Field) -> Any:

@@ -39,7 +39,7 @@ class Intake:
         """apart: a message's rows are answered together and alone (they look at their neighbours)."""
         self.settings = settings
         self.incarnation = incarnation
-        self.ids = ids.Ids(settings.name, incarnation)
+        self.ids = ids.Ids(settings.ids_as or settings.name, incarnation)
         self.tracker = tracker
         self.repeats = repeats
         self.decoder = decoder
@@ -98,7 +98,7 @@ class Intake:
             shares.setdefault(self._lane_of(record, delivery.message), []).append(number)
         delivery.left = len(shares)
         for lane, numbers in shares.items():
-            share = Rows([rows.records[n] for n in numbers], rows.one)
+            share = Rows([rows.records[n] for n in numbers], one=rows.one)
             lanes[lane].append(Part(delivery, share, numbers))
 
     def _lane(self, message: Message, rows: Rows) -> int:

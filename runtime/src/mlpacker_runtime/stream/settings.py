@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -28,6 +29,8 @@ class Settings:
     spool: bytes to keep on disk while the sink is away, 0 for none. spool_full: `pause` or `drop_oldest`.
     journal: bytes to keep of a broker without offsets. patient: wait for a broker that is not there at the start. logs: folder of
     this machine's embedded logs.
+    ids_as: the deployment whose ids the answers carry, where this is a replay of it. until: where a replay ends, `time:SECONDS`
+    or `offset:N`.
     """
 
     name: str
@@ -61,6 +64,8 @@ class Settings:
     journal: int = 1 << 30
     patient: bool = True
     logs: str = ""
+    ids_as: str = ""
+    until: str = ""
 
     @property
     def reads_as(self) -> str:
@@ -131,6 +136,8 @@ def check(settings: Settings) -> Settings:
         raise BadDescription(
             f"start: {settings.start!r} is none of earliest, latest, offset:N, time:SECONDS."
         )
+    if not re.fullmatch(r"|offset:\d+|time:\d+(\.\d+)?", settings.until):
+        raise BadDescription(f"until: {settings.until!r} is neither offset:N nor time:SECONDS.")
     if settings.spool_full not in ("pause", "drop_oldest"):
         raise BadDescription("spool_full: pause or drop_oldest.")
     for name, text in addresses(settings).items():

@@ -21,6 +21,7 @@ TWIN_EVERY = 40
 """Every so many rows are sent twice, in equal bytes: two equal readings are two rows."""
 BATCH = 10
 AGAIN_SECONDS = 0.2
+INJECTED_SECONDS = 10.0
 _NUMBER = re.compile(r'"number": ?(\d+)')
 
 
@@ -32,7 +33,7 @@ class Producer:
         self.ledger = ledger
         self.rate = rate
         self.next = 0
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int, float | None]] = []
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._run, name="producer", daemon=True)
         self.failure: Exception | None = None
@@ -40,9 +41,12 @@ class Producer:
     def start(self) -> None:
         self.thread.start()
 
-    def inject(self, kind: str, size: int = 0) -> None:
-        """Send a row of this kind next; size: bytes to make it as long as."""
-        self.asked.append((kind, size))
+    def inject(self, kind: str, size: int = 0, x: float | None = None) -> None:
+        """Send a row of this kind next, and wait until it is; size: bytes to make it as long as; x: its value."""
+        self.asked.append((kind, size, x))
+        end = time.monotonic() + INJECTED_SECONDS
+        while self.asked and time.monotonic() < end:
+            time.sleep(0.01)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -70,7 +74,9 @@ class Producer:
                             sink.close()
                             sink = None
                         time.sleep(AGAIN_SECONDS)
-                self.ledger.sent += [Sent(s.number, s.key, s.kind, s.copies, s.copies * attempts) for s, _ in rows]
+                self.ledger.sent += [
+                    Sent(s.number, s.key, s.kind, s.copies, s.copies * attempts) for s, _ in rows
+                ]
                 due = max(due + BATCH / self.rate, time.monotonic() - 1)
                 self.stopping.wait(max(0.0, due - time.monotonic()))
         except Exception as cause:  # noqa: BLE001  told when it is stopped
@@ -81,10 +87,12 @@ class Producer:
 
     def _row(self) -> tuple[Sent, bytes]:
         number, self.next = self.next, self.next + 1
-        kind, size = self.asked.pop(0) if self.asked else (SOUND, 0)
+        kind, size, x = self.asked.pop(0) if self.asked else (SOUND, 0, None)
         key = f"k{number % KEYS}"
         copies = 2 if kind == SOUND and number % TWIN_EVERY == 0 else 1
-        body = json.dumps({"number": number, "key": key, "kind": kind, "x": float(number)})
+        body = json.dumps(
+            {"number": number, "key": key, "kind": kind, "x": float(number) if x is None else x}
+        )
         if kind == BROKEN:
             body = body[:-1] + ("" if not size else f', "filling": "{"x" * size}"}}')
         return Sent(number, key, kind, copies), body.encode()
@@ -125,7 +133,9 @@ class Consumer:
         try:
             while not self.stopping.is_set():
                 try:
-                    source = source or brokers.get(self.address.scheme).source(self.address, self.reading, self)
+                    source = source or brokers.get(self.address.scheme).source(
+                        self.address, self.reading, self
+                    )
                     self.there.set()
                     messages = source.poll(500, 0.1)
                     self.to += [self.read(m) for m in messages]

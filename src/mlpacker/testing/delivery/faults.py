@@ -14,8 +14,8 @@ from .subject import _signal
 if TYPE_CHECKING:
     from .walk import World
 
-SESSION = 6.0
-"""Seconds after which the kit's brokers take a silent reader for dead."""
+LONGER = 1.5
+"""Seconds beyond a session."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _killed_stage_worker(world: World) -> None:
 
 def _stopped(world: World) -> None:
     world.subject.pause()
-    time.sleep(SESSION + 2)
+    time.sleep(world.settings.session + LONGER)
     world.subject.resume()
 
 
@@ -55,7 +55,7 @@ def _replaced(world: World) -> None:
     second.start()
     world.until_reads(second)
     world.subject.pause()
-    time.sleep(SESSION + 2)
+    time.sleep(world.settings.session + LONGER)
     world.subject.resume()
     time.sleep(1)
     world.subject.stop()
@@ -86,7 +86,7 @@ def _hung(world: World) -> None:
 
 
 def _slow(world: World) -> None:
-    world.producer.inject(SLOW)
+    world.producer.inject(SLOW, x=world.settings.session + LONGER)
     time.sleep(1)
 
 
@@ -127,7 +127,7 @@ def _swapped(world: World) -> None:
 
 def _vanished(world: World) -> None:
     world.subject.stop()
-    world.server.forget(world.settings.reads_as)
+    world.server.forget("in", world.settings.reads_as)
     world.subject.start()
 
 
@@ -152,15 +152,24 @@ FAULTS = (
     Fault("all killed", "SIGKILL of every process of the stream at once, and a new start", _killed_all),
     Fault("model process killed", "SIGKILL of the process that holds the model", _killed_stage_worker),
     Fault("worker stopped", "SIGSTOP for longer than the session", _stopped),
-    Fault("replica added and removed", "a second replica takes over from a stopped first, and gives back", _replaced, _needs_second),
-    Fault("broker killed", "SIGKILL of the broker, and a new start on its data", _killed_broker, _needs_process),
+    Fault(
+        "replica added and removed",
+        "a second replica takes over from a stopped first, and gives back",
+        _replaced,
+        _needs_second,
+    ),
+    Fault(
+        "broker killed", "SIGKILL of the broker, and a new start on its data", _killed_broker, _needs_process
+    ),
     Fault("connection cut", "connections reset, and refused for 1.5 s", _cut, _needs_proxy),
     Fault("connection hung", "nothing passes for 2 s, and nobody is told", _hung, _needs_proxy),
     Fault("slow model", "a row that takes longer than the session", _slow),
     Fault("poison rows", "rows that the stage raises on", _poison),
     Fault("crashing row", "a row that kills the process that scores it", _crash),
     Fault("malformed messages", "bytes that are no row, and a message larger than allowed", _malformed),
-    Fault("dead letters away", "the dead letters' topic can't be written for 1.5 s", _letters_away, _needs_proxy),
+    Fault(
+        "dead letters away", "the dead letters' topic can't be written for 1.5 s", _letters_away, _needs_proxy
+    ),
     Fault("swap", "killed, and started with another release; then swapped back in peace", _swapped),
     Fault("group vanished", "the group's place is deleted at the broker", _vanished, _needs_forget),
 )

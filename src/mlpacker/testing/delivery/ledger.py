@@ -54,7 +54,9 @@ class Verdict:
     @property
     def kept(self) -> bool:
         """Whether the promise was."""
-        return not (self.lost or self.renamed or self.inversions or self.unjustly_buried or self.wrongly_answered)
+        return not (
+            self.lost or self.renamed or self.inversions or self.unjustly_buried or self.wrongly_answered
+        )
 
     def sentence(self) -> str:
         said = f"{self.rows_in} in, {self.rows_out} out, {self.dead_letters} dead letters, {self.repeats} repeats, {len(self.lost)} lost"
@@ -117,7 +119,9 @@ def check(
         repeats=sum(counted.values()) - len(counted),
         renamed=tuple(renamed),
         inversions=tuple(_inversions(rows, out)) if ordered else (),
-        unjustly_buried=tuple(sorted({c.number for c in dead if c.number is not None and rows[c.number].kind not in DEADLY})),
+        unjustly_buried=tuple(
+            sorted({c.number for c in dead if c.number is not None and rows[c.number].kind not in DEADLY})
+        ),
         wrongly_answered=tuple(sorted(n for n, s in rows.items() if s.kind in DEADLY and n in answered)),
     )
 

@@ -1,4 +1,4 @@
-"""The stage that a ledger runs through: doubles a number; fails, kills its process or takes long for the rows that say so."""
+"""The stage that a ledger runs through: doubles a number; fails, kills its process or takes long for the rows that say so (`x`: seconds)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import os
 import signal
 import time
 from typing import Any
-
-SLOW_SECONDS = 8.0
-"""Longer than the session that the kit gives a reader."""
 
 
 def double(row: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +15,7 @@ def double(row: dict[str, Any]) -> dict[str, Any]:
     if kind == "crash":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "slow":
-        time.sleep(SLOW_SECONDS)
+        time.sleep(row["x"])
     return {"double": row["x"] * 2}
 
 

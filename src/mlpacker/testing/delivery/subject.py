@@ -43,7 +43,9 @@ def draft(folder: Path, entry: str = "double") -> Path:
 class Subject:
     """One `mlpacker stream` process with its workers. runtime: a folder with another copy of the runtime, with a planted fault."""
 
-    def __init__(self, folder: Path, package: Path, settings: Settings, *, name: str = "a", runtime: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, package: Path, settings: Settings, *, name: str = "a", runtime: Path | None = None
+    ) -> None:
         self.package = package
         self.settings = settings
         self.log = folder / f"stream-{name}.log"
@@ -52,12 +54,22 @@ class Subject:
 
     def start(self) -> None:
         """Start it; returns at once."""
-        argv = [sys.executable, "-m", "mlpacker_runtime", "serve", "--package", str(self.package), "--accepted"]
+        argv = [
+            sys.executable,
+            "-m",
+            "mlpacker_runtime",
+            "serve",
+            "--package",
+            str(self.package),
+            "--accepted",
+        ]
         argv += ["--port", "0", "--timeout", "10", "--log", "json"]
         argv += ["--stage-worker", json.dumps({"environment": "default", "argv": [sys.executable]})]
         argv += ["--stream", to_json(self.settings)]
         log = self.log.open("ab")
-        self.process = subprocess.Popen(argv, stdout=log, stderr=log, env=self._variables(), start_new_session=True)
+        self.process = subprocess.Popen(
+            argv, stdout=log, stderr=log, env=self._variables(), start_new_session=True
+        )
         log.close()
 
     def _variables(self) -> Mapping[str, str]:
@@ -124,7 +136,6 @@ class Subject:
 def member(settings: Settings, name: str, folder: Path) -> Settings:
     """The same deployment on another machine: with a state folder of its own."""
     return replace(settings, state=str(folder / f"state-{name}"), dead_letters=settings.letters, member=name)
-
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -15,7 +15,7 @@ from mlpacker_runtime.brokers.address import parse
 from mlpacker_runtime.stream.settings import Settings
 
 from .ends import Consumer, Producer, answer, letter
-from .faults import FAULTS, SESSION, Fault
+from .faults import FAULTS, Fault
 from .ledger import Ledger, Verdict, Window
 from .proxy import Proxy
 from .subject import Subject, draft
@@ -24,6 +24,8 @@ START_SECONDS = 60.0
 SETTLED_SECONDS = 25.0
 END_SECONDS = 60.0
 RATE = 200.0
+SESSION = 3.0
+"""Seconds after which a silent reader is taken for dead; a broker may want more."""
 FEW = 100
 """Rows that may be on their way when the next fault begins."""
 
@@ -61,7 +63,7 @@ class World:
             logs=str(folder / "logs"),
             keep=("number",),
             key="key",
-            session=SESSION,
+            session=getattr(server, "session", SESSION),
             max_message=200_000,
             **changed,
         )
@@ -107,8 +109,11 @@ class World:
         for consumer in self.consumers:
             consumer.start()
         self.subject.start()
-        self._until(lambda: '"action": "ready"' in self.subject.said(), START_SECONDS, "the stream to be ready")
+        self._until(
+            lambda: '"action": "ready"' in self.subject.said(), START_SECONDS, "the stream to be ready"
+        )
         self.producer.start()
+        self._until(lambda: bool(self.ledger.outputs), START_SECONDS, "the first answer")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -152,7 +157,9 @@ class Result:
         return self.whole.kept
 
     def lines(self) -> list[str]:
-        said = [f"{self.broker} {self.version}, seed {self.seed}, {self.seconds:.0f} s: {self.whole.sentence()}"]
+        said = [
+            f"{self.broker} {self.version}, seed {self.seed}, {self.seconds:.0f} s: {self.whole.sentence()}"
+        ]
         for window, verdict in self.windows:
             told = f"not tried: {window.skipped}" if window.skipped else verdict.sentence()
             said.append(f"  {window.name:<26} {told}")
@@ -173,7 +180,13 @@ class Result:
             }
             for w, v in (*self.windows, (Window("the whole run", 0, 0), self.whole))
         ]
-        return {"broker": self.broker, "version": self.version, "seed": self.seed, "seconds": round(self.seconds), "cells": cells}
+        return {
+            "broker": self.broker,
+            "version": self.version,
+            "seed": self.seed,
+            "seconds": round(self.seconds),
+            "cells": cells,
+        }
 
 
 def walk(
@@ -188,7 +201,7 @@ def walk(
     """Start the broker, walk the faults in an order that the seed gives, end everything, judge. options: those of World."""
     began = time.monotonic()
     order = list(faults)
-    random.Random(seed).shuffle(order)  # noqa: S311  an order, not a secret
+    random.Random(seed).shuffle(order)
     server.start()
     try:
         with World(server, folder, said=said, **options) as world:

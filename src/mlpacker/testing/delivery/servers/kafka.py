@@ -81,6 +81,7 @@ class Kafka:
     """
 
     name = "kafka"
+    session = 6.0  # less is refused by its default group.min.session.timeout.ms
 
     def __init__(
         self,
@@ -172,6 +173,20 @@ class Kafka:
         made = admin.create_topics([NewTopic(topic, partitions, 1, config=config)], operation_timeout=20)
         made[topic].result(30)
         self._await_leaders(topic, partitions)
+
+    def forget(self, topic: str, group: str) -> None:
+        """Delete the place of a group whose readers have ended, as soon as the broker believes that they have."""
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                admin = self.admin()  # held: its answers end with it
+                admin.delete_consumer_groups([group])[group].result(10)
+            except Exception:  # members that did not leave are there for a session
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def admin(self) -> Any:
         from confluent_kafka.admin import AdminClient

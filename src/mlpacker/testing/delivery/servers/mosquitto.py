@@ -33,7 +33,8 @@ class Mosquitto:
     durable: False for Debian's default. extra: further lines of its configuration. tls: files `(ca, cert, key)` for a second port.
     """
 
-    name = "mosquitto"
+    name = "mqtt"
+    rate = 60.0  # with durable settings it writes all that it holds to the disk at each change
 
     def __init__(
         self,

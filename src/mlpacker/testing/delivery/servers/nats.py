@@ -120,6 +120,12 @@ class Nats:
     def delete(self, topic: str) -> None:
         self.ask(f"STREAM.DELETE.{stream_name(topic)}", None)
 
+    def forget(self, topic: str, group: str) -> None:
+        """Delete the places of all groups of this topic whose readers have ended."""
+        name = stream_name(topic)
+        for consumer in self.ask(f"CONSUMER.NAMES.{name}", None).get("consumers") or ():
+            self.ask(f"CONSUMER.DELETE.{name}.{consumer}", None)
+
     def ask(self, what: str, body: dict[str, Any] | None) -> dict[str, Any]:
         """JetStream's answer; only where the server asks for neither credentials nor TLS."""
         import json

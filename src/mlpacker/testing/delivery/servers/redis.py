@@ -87,6 +87,11 @@ class Redis:
             client.xgroup_create(topic, MADE_BY, "$", mkstream=True)
             client.xgroup_destroy(topic, MADE_BY)
 
+    def forget(self, topic: str, group: str) -> None:
+        """Delete the place of a group whose readers have ended."""
+        with self.connect() as client:
+            client.xgroup_destroy(topic, group)
+
     def connect(self) -> Any:
         """A plain client of redis-py's; answers are bytes."""
         import redis
