@@ -590,7 +590,7 @@ class MqttSink:
             self._refused[place] = reason
 
     def publish(self, messages: Sequence[Outgoing]) -> Mapping[int, str]:
-        never = {}
+        never, self._refused = {}, {}
         packed = [UserProperties(m.key, m.headers) if self.headers else None for m in messages]
         for place, message in enumerate(messages):
             too_large = self._too_large(message, packed[place])
@@ -609,8 +609,19 @@ class MqttSink:
                 if one_by_one and not self._refused:
                     raise
                 one_by_one = not self._refused  # a refusal may be lost with what was still being sent
+                if one_by_one:
+                    self._open = dict.fromkeys(place for place in range(len(messages)) if place not in never)
             never |= {place: self._reason(reason) for place, reason in self._refused.items()}
+        if len(never) < len(messages):
+            self._saved()
         return never
+
+    def _saved(self) -> None:
+        """Returns when Mosquitto has written what it confirmed."""
+        if self._refused:
+            self._mend()
+        for _ in range(SAVED):
+            self._line.settle()
 
     def _send(self, messages: Sequence[Outgoing], packed: Sequence[UserProperties | None], most: int) -> None:
         for place in tuple(self._open):
@@ -619,8 +630,6 @@ class MqttSink:
             sent = self._line.client.publish(self._topic, messages[place].value, 1, properties=packed[place])
             self._waiting[sent.mid] = place
         self._confirmed(0)
-        for _ in range(SAVED):
-            self._line.settle()
 
     def _mend(self) -> None:
         try:

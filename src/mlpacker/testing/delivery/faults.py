@@ -72,17 +72,21 @@ def _killed_broker(world: World) -> None:
 
 
 def _cut(world: World) -> None:
-    assert world.proxy is not None
-    world.proxy.cut()
-    time.sleep(1.5)
-    world.proxy.mend()
+    for ends in (("in",), ("out",), ("in", "out")):
+        for end in ends:
+            world.proxies[end].cut()
+        time.sleep(1)
+        for end in ends:
+            world.proxies[end].mend()
+        time.sleep(0.3)
 
 
 def _hung(world: World) -> None:
-    assert world.proxy is not None
-    world.proxy.hang()
+    for end in ("in", "out"):
+        world.proxies[end].hang()
     time.sleep(2)
-    world.proxy.mend()
+    for end in ("in", "out"):
+        world.proxies[end].mend()
 
 
 def _slow(world: World) -> None:
@@ -109,12 +113,11 @@ def _malformed(world: World) -> None:
 
 
 def _letters_away(world: World) -> None:
-    assert world.letters_proxy is not None
-    world.letters_proxy.cut()
+    world.proxies["letters"].cut()
     world.producer.inject(POISON)
     world.producer.inject(POISON)
     time.sleep(1.5)
-    world.letters_proxy.mend()
+    world.proxies["letters"].mend()
 
 
 def _swapped(world: World) -> None:
@@ -132,7 +135,7 @@ def _vanished(world: World) -> None:
 
 
 def _needs_proxy(world: World) -> str:
-    return "" if world.proxy is not None else "no connection to cut"
+    return "" if world.proxies else "no connection to cut"
 
 
 def _needs_second(world: World) -> str:
@@ -161,7 +164,12 @@ FAULTS = (
     Fault(
         "broker killed", "SIGKILL of the broker, and a new start on its data", _killed_broker, _needs_process
     ),
-    Fault("connection cut", "connections reset, and refused for 1.5 s", _cut, _needs_proxy),
+    Fault(
+        "connection cut",
+        "connections reset, and refused for 1 s: the source's, the sink's, both",
+        _cut,
+        _needs_proxy,
+    ),
     Fault("connection hung", "nothing passes for 2 s, and nobody is told", _hung, _needs_proxy),
     Fault("slow model", "a row that takes longer than the session", _slow),
     Fault("poison rows", "rows that the stage raises on", _poison),

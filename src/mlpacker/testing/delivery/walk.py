@@ -23,6 +23,7 @@ from .subject import Subject, draft
 START_SECONDS = 60.0
 SETTLED_SECONDS = 25.0
 END_SECONDS = 60.0
+ENDS = ("in", "out", "letters")
 RATE = 200.0
 SESSION = 3.0
 """Seconds after which a silent reader is taken for dead; a broker may want more."""
@@ -50,15 +51,15 @@ class World:
         self.runtime = runtime
         scheme = parse(server.address("in")).scheme
         self.broker = brokers.get(scheme)
-        for topic in ("in", "out", "letters"):
+        for topic in ENDS:
             server.make(topic)
-        self.proxy: Proxy | None = self._proxy()
-        self.letters_proxy: Proxy | None = self._proxy()
+        made = {end: self._proxy() for end in ENDS}
+        self.proxies = {end: proxy for end, proxy in made.items() if proxy is not None}
         self.settings = Settings(
             name="ledger",
-            source=self._through(self.proxy, "in"),
-            sink=self._through(self.proxy, "out"),
-            dead_letters=self._through(self.letters_proxy, "letters"),
+            source=self._through("in"),
+            sink=self._through("out"),
+            dead_letters=self._through("letters"),
             state=str(folder / "state"),
             logs=str(folder / "logs"),
             keep=("number",),
@@ -91,8 +92,9 @@ class World:
             return through()
         return Proxy(port)
 
-    def _through(self, proxy: Proxy | None, topic: str) -> str:
-        address = self.server.address(topic)
+    def _through(self, end: str) -> str:
+        address = str(self.server.address(end))
+        proxy = self.proxies.get(end)
         return address if proxy is None else address.replace(f":{self.server.port}/", f":{proxy.port}/")
 
     def second(self) -> Subject:
@@ -122,9 +124,8 @@ class World:
         for consumer in self.consumers:
             consumer.stopping.set()
             consumer.thread.join(30)
-        for proxy in (self.proxy, self.letters_proxy):
-            if proxy is not None:
-                proxy.close()
+        for proxy in self.proxies.values():
+            proxy.close()
 
     def settle(self, seconds: float = SETTLED_SECONDS, few: int = FEW) -> None:
         """Until hardly anything is on its way, or for so long."""

@@ -69,7 +69,7 @@ DURABLE = {
 A killed process loses nothing even without (the page cache survives it); a power cut does."""
 
 
-RELAYS = 2
+RELAYS = 3
 """Listeners that tell clients to come back through a proxy: Kafka's clients connect where the broker says it is."""
 
 
