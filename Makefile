@@ -25,7 +25,7 @@ help: ## show this
 	echo; echo "  make test RINGS=unit ARGS='-k batch'   one ring, some tests"; \
 	echo "  MLPACKER_NO_SYSTEM_PARTS=1 make test   installs no Debian packages; tests that want them are skipped"
 
-demo: .venv/.run ## pack, serve, call and score a scikit-learn model (under 2 minutes)
+demo: .venv/.run ## pack, serve, score and stream a model, kill it, and count (under 2 minutes)
 	@$(PY) examples/demo.py
 
 test: .venv/.dev system-parts ## all tests; as root on Debian, installs the system parts they want

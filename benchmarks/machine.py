@@ -144,6 +144,19 @@ def _parent(entry: Path) -> int | None:
         return None
 
 
+def core_seconds(root: int) -> float:
+    """What a process tree has used of the cores since its start, without children that have ended."""
+    return sum(_ticks(pid) for pid in tree(root)) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
+
+
 def memory(root: int) -> float:
     """Megabytes of a process tree: the sum of proportional set sizes, so that shared pages count once."""
     return sum(_pss(pid) for pid in tree(root)) / 1e6

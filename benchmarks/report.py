@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 OURS, WRITTEN, SERVER, CEILING = "ours", "hand-written", "model server", "ceiling"
+USUAL, AT_ONCE, BATCHED = "usual client, no model", "one at a time", "batched"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,23 @@ class Workload(Protocol):
 class Contestant(Protocol):
     name: str
     kind: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream contestant, once. rate: rows a second. core: microseconds of its core a row, which other load hardly changes."""
+
+    kind: str
+    rate: float
+    core: float
+
+
+@dataclass(frozen=True)
+class Age:
+    """From a row's arrival in the broker to its answer's, in milliseconds."""
+
+    p50: float
+    p99: float
 
 
 Rounds = Mapping[tuple[str, str], Sequence[Round]]
@@ -220,7 +238,7 @@ def _table(entered: Mapping[str, Sequence[Round]]) -> str:
     return "\n".join(lines)
 
 
-def _spread(rounds: Sequence[Round], measure: str) -> str:
+def _spread(rounds: Sequence[Round | Stream | Age], measure: str) -> str:
     values = [v for r in rounds if (v := getattr(r, measure)) > 0]
     if not values:
         return "–"
@@ -247,3 +265,111 @@ def _packing(packs: Mapping[str, Pack]) -> str:
 
 def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+# --- Streams ---------------------------------------------------------------------------------------------------------
+
+STREAMS = "## Streams"
+Streams = Mapping[tuple[str, str], Sequence[Stream]]
+Ages = Mapping[tuple[str, str], Sequence[Age]]
+
+
+def with_section(page: str, section: str) -> str:
+    """The page with this section of streams as its last."""
+    return page.partition(f"\n{STREAMS}\n")[0].rstrip() + "\n\n" + section.rstrip() + "\n"
+
+
+def section_of(page: str) -> str:
+    """The section of streams that the page has; empty where it has none."""
+    _, found, rest = page.partition(f"\n{STREAMS}\n")
+    return f"{STREAMS}\n{rest}" if found else ""
+
+
+def plain_streams(rates: Streams, ages: Ages) -> dict[str, object]:
+    """Everything measured of streams, as JSON values."""
+    return {
+        "rates": [
+            {"broker": b, "contestant": c, "rounds": [asdict(r) for r in rs]} for (b, c), rs in rates.items()
+        ],
+        "ages": [
+            {"broker": b, "contestant": c, "rounds": [asdict(a) for a in found]}
+            for (b, c), found in ages.items()
+        ],
+    }
+
+
+def streams(rates: Streams, ages: Ages, skipped: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    parts = [_streams_introduction(versions)]
+    brokers = list(dict.fromkeys(broker for broker, _ in rates))
+    parts.append(_stream_ratios(rates, brokers))
+    parts.append(_stream_rates(rates, brokers))
+    if ages:
+        parts.append(_stream_ages(ages))
+    if skipped:
+        parts.append(
+            "Not measured: " + "; ".join(f"{name} ({reason})" for name, reason in skipped.items()) + "."
+        )
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _streams_introduction(versions: Mapping[str, str]) -> str:
+    load = os.getloadavg()[1]
+    known = ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+    return f"""{STREAMS}
+
+`mlpacker stream`, as a user starts it, beside consumers written by hand and other stream tools. Rows are JSON lists of 30 floats, the model
+is a scaler and a logistic regression, answers are JSON. One core for a contestant (all of its processes), the other for the broker, which runs in its **default
+settings** (nothing is flushed to disk before it is confirmed), once for all. A contestant answers {WARM_ROWS} rows, is stopped while its topic is filled, and goes on:
+timed from then until the last answer is in the broker. Every run ends with the check that all answers are there, are scikit-learn's, and are in the order of the rows.
+All acknowledge only after their answer is published, but for Bytewax, which without its recovery store acknowledges nothing.
+
+Measured {datetime.datetime.now(datetime.timezone.utc).date().isoformat()} with {known}. Load average of the machine meanwhile: {load:.1f}."""
+
+
+WARM_ROWS = 300
+
+
+def _rate(rounds: Sequence[Stream]) -> float:
+    return statistics.median(r.rate for r in rounds)
+
+
+def _of_kind(rates: Streams, broker: str, kind: str) -> float | None:
+    """The best median among a broker's contestants of this kind."""
+    found = [_rate(rs) for (b, _), rs in rates.items() if b == broker and rs[0].kind == kind]
+    return max(found, default=None)
+
+
+def _stream_ratios(rates: Streams, brokers: Sequence[str]) -> str:
+    titles = {
+        USUAL: "the usual client, no model",
+        AT_ONCE: "the best one at a time",
+        BATCHED: "the best batched",
+    }
+    lines = [_line(["mlpacker ÷", *titles.values()]), _line(["---", *("---:" for _ in titles)])]
+    for broker in brokers:
+        own = _of_kind(rates, broker, OURS)
+        lines.append(_line([broker, *(_ratio(own, _of_kind(rates, broker, kind)) for kind in titles)]))
+    return "\n".join(lines)
+
+
+def _stream_rates(rates: Streams, brokers: Sequence[str]) -> str:
+    lines = [
+        _line(["", "contestant", "rows/s", "µs of its core a row"]),
+        _line(["---", "---", "---:", "---:"]),
+    ]
+    for broker in brokers:
+        for (b, name), rounds in rates.items():
+            if b == broker:
+                lines.append(_line([broker, name, _spread(rounds, "rate"), _spread(rounds, "core")]))
+    return "\n".join(lines)
+
+
+def _stream_ages(ages: Ages) -> str:
+    lines = [
+        "From a row's arrival in the broker to its answer's, at 1,000 rows/s (Redis tells whole milliseconds; the client without a model "
+        "takes one row at a time here over NATS, where a batch would wait to be full):",
+        _line(["", "contestant", "p50, ms", "p99, ms"]) + "\n" + _line(["---", "---", "---:", "---:"]),
+    ]
+    for (broker, name), found in ages.items():
+        lines[-1] += "\n" + _line([broker, name, _spread(found, "p50"), _spread(found, "p99")])
+    return "\n\n".join(lines)

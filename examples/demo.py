@@ -1,4 +1,4 @@
-"""The whole way in under two minutes: train, pack, serve, ask, score. Run: make demo
+"""The whole way in under two minutes: train, pack, serve, ask, score, stream. Run: make demo
 
 Training is a plain scikit-learn script in an environment that has never heard of mlpacker. Everything lies in .demo/ and
 everything started is stopped again, also by Ctrl-C.
@@ -16,12 +16,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from demo_stream import ControlRoom, Count, Gateway, count, days_of, kill_all
 from rich.console import Console
 from rich.markup import escape
 
@@ -103,6 +104,7 @@ def _walk() -> None:
         done(
             f"shift.csv, {len(asked)} readings: {unsafe} unsafe, {len(asked) - len(judged)} dropped as faulty"
         )
+    _stream(folder)
 
 
 def _fresh_copy() -> Path:
@@ -110,7 +112,9 @@ def _fresh_copy() -> Path:
     shutil.rmtree(WORK, ignore_errors=True)
     folder = WORK / EXAMPLE
     shutil.copytree(
-        ROOT / "examples" / EXAMPLE, folder, ignore=shutil.ignore_patterns("*.joblib", "*.csv", "__pycache__")
+        ROOT / "examples" / EXAMPLE,
+        folder,
+        ignore=shutil.ignore_patterns("*.joblib", "*.csv", "*.jsonl", "__pycache__"),
     )
     (WORK / ".gitignore").write_text("*\n")
     return folder
@@ -133,6 +137,73 @@ def _ask(url: str, folder: Path) -> None:
         labels = dict(zip(rows, outputs["predict"], strict=True))
         told = ", ".join(labels.get(n, "dropped") for n in range(3))
         done(f"POST /v2/…/infer, three in one body: [bold]{told}[/], {took:.0f} ms")
+
+
+def _stream(folder: Path) -> None:
+    """Readings in, alerts out, over the embedded log; everything is killed in the middle, and then it is counted."""
+    logs = WORK / "home" / "logs"
+    sent = days_of(_lines(folder / "shift.csv"), _lines(folder / "judged.csv"))
+    gateway, room = Gateway(logs, sent), ControlRoom(logs)
+    with ExitStack() as running:
+        with step("stream", "mlpacker stream, from local:readings to local:alerts") as done:
+            process, _ = running.enter_context(stream(folder))
+            done("mlpacker stream: local:readings in, local:alerts out, nothing to install")
+        with step("kill", "kill -9, in the middle of the readings") as done:
+            gateway.start()
+            _until(lambda: room.collect() > len(sent) // 3, "a third of the alerts", process)
+            killed = kill_all(process.pid)
+            process, url = running.enter_context(stream(folder))
+            done(
+                f"kill -9 of all {killed} processes after {room.collect():,} alerts, while more came in; started again"
+            )
+        with step("letter", "mlpacker dlq ls, once the stream has caught up") as done:
+            _until(lambda: gateway.done and _idle(url), "the stream to catch up", process)
+            letters = _letters(folder)
+            done(f"mlpacker dlq: the poison one, with its reason: {escape(_reason(letters))}")
+        with step("count", "every reading that was sent") as done:
+            _until(lambda: room.collect() == room.collect(), "the last alerts", process)
+            told = count(sent, room, letters)
+            _judge(told)
+            again = f", {told.repeats} came twice, under the same id" if told.repeats else ""
+            done(
+                f"{told.sent:,} readings in: {told.answered:,} alerts, {told.left_out} dropped as faulty, "
+                f"{told.dead} dead letter: [bold]{len(told.lost)} lost[/]{again}"
+            )
+
+
+def _reason(letters: Sequence[Mapping[str, Any]]) -> str:
+    return str(letters[0]["reason"]) if letters else "none, though there should be one"
+
+
+def _idle(url: str) -> bool:
+    """Whether the stream has read all there is and finished it, as it says itself."""
+    state = _get(url, "/status")
+    return state["lag"] == 0 and state["in_flight"] == 0
+
+
+def _until(reached: Callable[[], bool], what: str, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + SECONDS
+    while not reached():
+        if process.poll() is not None or time.monotonic() > end:
+            raise Failed(
+                f"Waited for {what} in vain:\n{_last((WORK / 'stream.log').read_text(errors='replace'))}"
+            )
+        time.sleep(0.05)
+
+
+def _letters(folder: Path) -> list[dict[str, Any]]:
+    """The stream's dead letters, each with its message; the newest few where there are many."""
+    told = json.loads(_mlpacker(["dlq", "ls", EXAMPLE, "--limit", "5", "--json"], folder, SECONDS))
+    ids = [letter["id"] for letter in told["letters"]]
+    return [json.loads(_mlpacker(["dlq", "show", EXAMPLE, i, "--json"], folder, SECONDS)) for i in ids]
+
+
+def _judge(told: Count) -> None:
+    """Raises Failed where a reading was lost, or answered otherwise than `mlpacker score` does."""
+    if told.lost:
+        raise Failed(f"{len(told.lost)} readings were lost, as the one of {told.lost[0]}.")
+    if told.wrong:
+        raise Failed(f"{len(told.wrong)} readings were answered wrongly, as the one of {told.wrong[0]}.")
 
 
 def _label(answer: Any) -> tuple[str, str]:
@@ -173,10 +244,19 @@ def _tensors(readings: Sequence[Mapping[str, str]]) -> list[dict[str, object]]:
 
 def _post(url: str, path: str, body: object) -> tuple[Any, float]:
     """The answer's JSON and how many milliseconds it took. Raises Failed for anything but a 200."""
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=SECONDS)
     began = time.perf_counter()
+    answer = _request(url, "POST", path, json.dumps(body))
+    return answer, (time.perf_counter() - began) * 1000
+
+
+def _get(url: str, path: str) -> Any:
+    return _request(url, "GET", path)
+
+
+def _request(url: str, method: str, path: str, body: str | None = None) -> Any:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=SECONDS)
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(method, path, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         said = response.read()
     except (OSError, http.client.HTTPException) as cause:
@@ -185,7 +265,7 @@ def _post(url: str, path: str, body: object) -> tuple[Any, float]:
         connection.close()
     if response.status != 200:
         raise Failed(f"{path} answered {response.status}: {said.decode(errors='replace')[:500]}")
-    return json.loads(said), (time.perf_counter() - began) * 1000
+    return json.loads(said)
 
 
 @contextmanager
@@ -207,18 +287,31 @@ def _silence() -> Iterator[None]:
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
     """The package served on a free port until the block ends."""
-    log = WORK / "server.log"
-    with (
-        log.open("wb") as errors,
-        _process([_tool(), "run", EXAMPLE, "--port", "0"], folder, errors) as process,
-    ):
+    with ExitStack() as running:
         with step("serve", f"mlpacker run {EXAMPLE} --port 0") as done:
-            url = _ready(process, log)
+            argv = ["run", EXAMPLE, "--port", "0"]
+            _, url = running.enter_context(_started(argv, folder, WORK / "server.log"))
             done(f"[link={url}/docs]{url}[/link]")
         yield url
 
 
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
+def stream(folder: Path) -> AbstractContextManager[tuple[subprocess.Popen[bytes], str]]:
+    """The package on a stream until the block ends; gives its process and the address of its status."""
+    ends = ["--from", "local:readings", "--to", "local:alerts"]
+    argv = ["stream", EXAMPLE, *ends, "--keep", "sensor", "--keep", "measured_at"]
+    return _started(argv, folder, WORK / "stream.log")
+
+
+@contextmanager
+def _started(
+    arguments: Sequence[str], folder: Path, log: Path
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """What says when it is ready, and where, until the block ends."""
+    with log.open("ab") as errors, _process([_tool(), *arguments], folder, errors) as process:
+        yield process, _ready(process, log, _shown([_tool(), *arguments]))
+
+
+def _ready(process: subprocess.Popen[bytes], log: Path, told: str) -> str:
     """The address on the server's ready line. Raises Failed where it ends, or says nothing in time."""
     watch = threading.Timer(SECONDS, process.kill)
     watch.start()
@@ -230,7 +323,7 @@ def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
                 return words[1]
     finally:
         watch.cancel()
-    raise Failed(f"mlpacker run ended without being ready:\n{_last(log.read_text(errors='replace'))}")
+    raise Failed(f"{told} ended without being ready:\n{_last(log.read_text(errors='replace'))}")
 
 
 @contextmanager
@@ -305,6 +398,8 @@ def _what_next(seconds: float) -> None:
         (f"export MLPACKER_HOME={here}/home", "where the demo keeps its packages"),
         (f"{tool} run {EXAMPLE}", "then open http://127.0.0.1:8080/docs"),
         (f"{tool} inspect {EXAMPLE}", "what it holds, what was proven"),
+        (f"{tool} dlq ls {EXAMPLE}", "the dead letter; then dlq show, dlq replay"),
+        (f"{tool} stream {EXAMPLE} --from - --to -", "type a reading as JSON"),
         (f"{tool} pack YOUR.joblib --name mine", "your own model"),
     )
     width = max(len(command) for command, _ in tries)

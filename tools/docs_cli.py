@@ -98,13 +98,17 @@ def _exit_codes() -> Iterator[str]:
 
 
 def _command(command: click.Command, name: str, parent: click.Context) -> Iterator[str]:
+    """Of a group also its commands, a level lower."""
     context = click.Context(command, info_name=name, parent=parent)
-    yield f"## mlpacker {name}\n"
+    yield f"## {context.command_path}\n"
     yield f"`{' '.join([context.command_path, *command.collect_usage_pieces(context)])}`"
     yield from _prose(command.help or "")
     rows = [_option(p, context) for p in command.params if isinstance(p, click.Option) and not p.hidden]
     if rows:
         yield "\n| option | | variable |\n|---|---|---|\n" + "\n".join(rows)
+    if isinstance(command, click.Group):
+        for word, inner in command.commands.items():
+            yield "\n#" + "\n".join(_command(inner, word, context))
 
 
 def _prose(text: str) -> Iterator[str]:

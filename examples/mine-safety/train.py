@@ -70,6 +70,7 @@ def main() -> None:
     sample, shift = fresh.iloc[:60], fresh.iloc[60:]
     sample.to_csv(HERE / "sample.csv", index=False)
     shift.to_csv(HERE / "shift.csv", index=False)
+    shift.to_json(HERE / "shift.jsonl", orient="records", lines=True, double_precision=15)
     judged = cleaned(fresh)
     score = model.score(judged, outcome[judged.index])
     print(f"classifier.joblib: {score:.1%} right on {len(judged)} readings it has not seen")

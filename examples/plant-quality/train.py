@@ -44,6 +44,7 @@ def main() -> None:
     joblib.dump(scaler, HERE / "scaler.joblib")
     joblib.dump(forest, HERE / "forest.joblib")
     fresh.to_csv(HERE / "sample.csv", index=False)
+    fresh.to_json(HERE / "sample.jsonl", orient="records", lines=True, double_precision=15)
     judged = clean(fresh)
     score = forest.score(scaler.transform(judged), grades[judged.index])
     print(f"scaler.joblib, forest.joblib: {score:.1%} right on {len(judged)} samples they have not seen")

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from .environments.install import Environment
     from .environments.lock import Lock
+    from .letters import Letters
     from .package import packing
     from .package.diff import Change, Side
     from .pipeline import StageDescription
@@ -558,6 +559,63 @@ class Mlpacker:
                 f"The brokers could not be asked: {done.stderr.strip().splitlines()[-1:]}."
             )
         return json.loads(done.stdout)
+
+    def replay(
+        self,
+        ref: str,
+        *,
+        to: str,
+        since: str = "earliest",
+        until: str | None = None,
+        called: str | None = None,
+        trust_code: bool = False,
+        served: Mapping[str, Any] | None = None,
+        file: Path | str | None = None,
+        **described: Any,
+    ) -> dict[str, Any]:
+        """Answer what a stream's source holds from `since` to `until` (default: now) once more, into `to`; ends by itself.
+
+        described, file: of the stream, as for `stream`; its place, its sink and its dead letters are left alone. called: the
+        replay's own name. Raises BadDescription for a source that keeps no past.
+        """
+        from . import replays
+
+        given = {} if file is None else streaming.read(Path(file))
+        given = {k: v for k, v in given.items() if k not in replays.NOT_OF_THE_FILE}
+        words = {k: v for k, v in described.items() if v is not None and v != ()}
+        words |= {"to": to, "from": words.pop("source", None) or given.get("from")}
+        info = self.inspect(ref)
+        stream = streaming.settings({**given, **words}, info.name, _outputs(info), self.home)
+        settings = replays.settings(stream, since, until or "", time.time(), called or "")
+        launch = self._launch(
+            info, trust_code, streaming.extras(settings), {"port": 0, **(served or {})}, settings
+        )
+        return replays.run(launch.argv, launch.environ, settings)
+
+    def compare(
+        self,
+        a: str,
+        b: str,
+        *,
+        key: str = "id",
+        tolerance: float = 1e-9,
+        output: Path | str | None = None,
+    ) -> dict[str, Any]:
+        """Two outputs, row by row: addresses, or .jsonl and .csv files. key: `id`, or a field. output: a file for what differs."""
+        from . import clients
+
+        addresses = [side for side in (a, b) if ":" in side]
+        order = {"a": a, "b": b, "key": key, "tolerance": tolerance, "logs": str(self.home / "logs")}
+        order["output"] = None if output is None else str(output)
+        return clients.ask(
+            clients.interpreter(addresses, self.home, self.events), "compare", order, os.environ
+        )
+
+    def letters(self, name: str, at: str = "") -> Letters:
+        """The dead letters of a deployment; at: an address, where they are not kept in its state folder. Raises NotFound."""
+        from .letters import Letters
+
+        return Letters(self.home, name, at, self.events)
 
     def _launch(
         self,

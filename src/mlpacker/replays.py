@@ -1,16 +1,25 @@
-"""A replay as a person describes it: from when until when, beside which deployment. Pure."""
+"""A replay: from when until when, beside which deployment, as a person describes it; and its run, to its end."""
 
 from __future__ import annotations
 
+import json
 import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from mlpacker_runtime.brokers.address import parse
+from mlpacker_runtime.serve import EXIT_CODES
 from mlpacker_runtime.stream.settings import Settings, check, placed
 
-from .errors import BadDescription
+from .errors import BadDescription, MlpackerError
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 WITHOUT_PAST = {
@@ -18,6 +27,9 @@ WITHOUT_PAST = {
     "amqp": "a RabbitMQ queue hands a message out once and keeps no past",
     "-": "standard input can't be read again",
 }
+NOT_OF_THE_FILE = ("to", "dead_letters", "group", "start", "spool", "spool_full")
+"""What a stream.yaml says of the running stream, and a replay must not have from it."""
+SUMMARY = "replayed.json"
 WITH_PAST = "Replay from a broker that keeps it: Kafka, NATS, Redis, local: or file:."
 
 
@@ -74,7 +86,44 @@ def settings(of: Settings, since: str, until: str, now: float, called: str = "")
             group="",
             member="0",
             start=place(since, now),
-            until=place(until or "now", now) if until != "latest" else "",
+            until=place(until or "now", now),
             spool=0,
         )
     )
+
+
+def run(argv: Sequence[str], environ: Mapping[str, str], of: Settings) -> dict[str, Any]:
+    """Run a replay's command to its end: what became of the rows. On Ctrl-C or SIGTERM, as soon as what is out is finished.
+
+    argv: that of a stream. Raises the error whose exit code it ends with; its log on standard error has said why.
+    """
+    began, summary = time.monotonic(), Path(of.state) / SUMMARY
+    summary.unlink(missing_ok=True)
+    words = [w if w != "mlpacker_runtime" else "mlpacker_runtime.stream.replay" for w in argv]
+    out = None if parse(of.sink).scheme == "-" else subprocess.DEVNULL
+    process = subprocess.Popen(words, env=dict(environ), stdout=out)
+    with _passed_on(process):
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # of the terminal's whole group: it drains
+            code = process.wait()
+    told = json.loads(summary.read_text()) if summary.exists() else {}
+    if code or not told:
+        kind = next((kind for kind, known in EXIT_CODES if known == code), MlpackerError)
+        raise kind(
+            f"The replay {of.name} ended with exit code {code}.", "Its log on standard error says why."
+        )
+    return {"name": of.name, "seconds": round(time.monotonic() - began, 1), **told}
+
+
+@contextmanager
+def _passed_on(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """SIGTERM goes on to the process, which then drains."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

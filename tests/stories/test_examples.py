@@ -12,7 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+import urllib.request
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ import pytest
 import doors
 import mlpacker
 from doors import Row
+from mlpacker import streaming
+from mlpacker_runtime import brokers
+from mlpacker_runtime.brokers import Outgoing, Reading
+from mlpacker_runtime.brokers.address import parse
 
 pytestmark = pytest.mark.timeout(900)  # the first test of an example also trains, packs and starts it
 
@@ -32,6 +38,8 @@ MLPACKER = str(Path(sys.executable).with_name("mlpacker"))
 NAMES = ("iris", "mine-safety", "plant-quality", "visual-inspection")
 TEXTS = ("sensor", "measured_at", "firmware", "line")
 WHOLE = ("batch",)
+STREAMED = {"mine-safety": "shift", "plant-quality": "sample", "visual-inspection": "sample"}
+"""Case study → the rows that its README streams, as JSON lines and as CSV."""
 SECONDS = 300
 
 
@@ -71,7 +79,9 @@ def served(
     root = tmp_path_factory.mktemp(name)
     folder, home = root / name, root / "home"
     shutil.copytree(
-        EXAMPLES / name, folder, ignore=shutil.ignore_patterns("*.joblib", "*.csv", "*.npy", "__pycache__")
+        EXAMPLES / name,
+        folder,
+        ignore=shutil.ignore_patterns("*.joblib", "*.csv", "*.jsonl", "*.npy", "__pycache__"),
     )
     python = interpreter("3.11", *(folder / "requirements.txt").read_text().split())
     run([str(python), "train.py"], folder, home)
@@ -97,10 +107,17 @@ def run(argv: Sequence[str], folder: Path, home: Path) -> str:
 @contextmanager
 def server(name: str, folder: Path, home: Path) -> Iterator[str]:
     """`mlpacker run` on a free port; must end well on SIGTERM."""
-    log = folder / "server.log"
+    with started(["run", name, "--port", "0"], folder, home) as url:
+        yield url
+
+
+@contextmanager
+def started(arguments: Sequence[str], folder: Path, home: Path) -> Iterator[str]:
+    """What says when it is ready, and where; must end well on SIGTERM."""
+    log = folder / f"{arguments[0]}.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [MLPACKER, "run", name, "--port", "0"],
+            [MLPACKER, *arguments],
             cwd=folder,
             env=environment(home),
             stdout=subprocess.PIPE,
@@ -190,6 +207,132 @@ def test_the_sdk_answers_as_the_training_interpreter_does(served: Served) -> Non
     for name in served.outputs:
         given, wanted = np.asarray(answer[name]).tolist(), [a[name] for a in served.kept_answers]
         assert doors.agrees(given, wanted), name
+
+
+# --- On a stream -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def case_study(served: Served) -> Served:
+    if served.name not in STREAMED:
+        pytest.skip("iris is no case study; its stream is in the quickstart")
+    return served
+
+
+def test_a_file_streamed_as_the_readme_says_answers_as_the_training_interpreter_does(
+    case_study: Served,
+) -> None:
+    name, rows = case_study.name, STREAMED[case_study.name]
+    asked = [str(case_study.python), "reference.py", f"{rows}.csv"]
+    wanted = [a for a in json.loads(run(asked, case_study.folder, case_study.home)) if a is not None]
+    readme = (case_study.folder / "README.md").read_text().splitlines()
+    (told,) = [line for line in readme if line.startswith("mlpacker stream")]
+    words = told.partition(" #")[0].split()[1:]
+    assert words[:4] == ["stream", name, "--from", f"file:{rows}.jsonl"]
+    run([MLPACKER, *words], case_study.folder, case_study.home)
+    sink = words[words.index("--to") + 1].removeprefix("file:")
+    answers = [json.loads(line) for line in (case_study.folder / sink).read_text().splitlines()]
+    assert len({a["mlpacker_id"] for a in answers}) == len(wanted)
+    assert_answers_agree(answers, wanted)
+    assert letters(name, case_study) == []
+
+
+def test_a_stream_over_the_embedded_log_answers_as_the_training_interpreter_does(case_study: Served) -> None:
+    logs, name = case_study.home / "logs", f"{case_study.name}-again"
+    send(logs, [json.dumps(row).encode() for row in case_study.rows])
+    ends = ["--from", "local:rows", "--to", "local:answers", "--name", name]
+    with started(["stream", case_study.name, *ends], case_study.folder, case_study.home) as url:
+        answers = received(logs, len(case_study.kept))
+        until(lambda: status(url)["in_flight"] == 0)
+        state = status(url)
+    assert state["rows"] == {
+        "answered": len(case_study.kept),
+        "dropped": len(case_study.rows) - len(case_study.kept),
+        "failed": 0,
+    }
+    assert_answers_agree(answers, case_study.kept_answers)
+    assert letters(name, case_study) == []
+
+
+def test_a_stream_in_a_file_of_settings_keeps_the_order_of_each_key_over_two_workers(served: Served) -> None:
+    if served.name != "mine-safety":
+        pytest.skip("the only example with a stream.yaml")
+    logs = served.home / "logs"
+    bodies = [json.dumps(row).encode() for row in served.rows]
+    send(logs, [*bodies, b'{"sensor": "bolt-007", "mean_radius": "n/a"}'], "readings")
+    with started(["stream", served.name, "-f", "stream.yaml"], served.folder, served.home):
+        answers = received(logs, len(served.kept), "alerts")
+        until(lambda: len(letters(served.name, served)) == 1)
+    wanted = [
+        {**{k: served.rows[n][k] for k in ("sensor", "measured_at")}, "predict": served.answers[n]["predict"]}  # type: ignore[index]
+        for n in served.kept
+    ]
+    for sensor in {w["sensor"] for w in wanted}:
+        assert of(sensor, answers) == of(sensor, wanted)
+    assert len(answers) == len(wanted)
+
+
+def test_the_stream_that_an_example_describes_is_accepted() -> None:
+    files = list(EXAMPLES.glob("*/stream.yaml"))
+    assert files
+    for file in files:
+        given = streaming.read(file)
+        made = streaming.settings(given, file.parent.name, ("predict",), EXAMPLES)
+        assert (made.source, made.sink) == (given["from"], given["to"])
+
+
+def status(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:
+        said: dict[str, Any] = json.load(answer)
+    return said
+
+
+def of(sensor: str, answers: Sequence[Row]) -> list[Row]:
+    return [a for a in answers if a["sensor"] == sensor]
+
+
+def assert_answers_agree(answers: Sequence[Row], wanted: Sequence[Row]) -> None:
+    """In the order of the rows: there is one partition."""
+    named = [{k: v for k, v in a.items() if k in wanted[0]} for a in answers]
+    doors.assert_rows_agree(named, wanted)
+
+
+def send(logs: Path, bodies: Sequence[bytes], topic: str = "rows") -> None:
+    sink = brokers.get("local").sink(parse(f"local:{topic}?path={logs}"), "test")
+    assert not sink.publish([Outgoing(body, str(n)) for n, body in enumerate(bodies)])
+    sink.close()
+
+
+class Nobody:
+    """Of a source that has one reader."""
+
+    def giving_up(self, partitions: Collection[str], seconds: float) -> None:
+        raise AssertionError(f"{partitions} were given up, and nobody else reads them.")
+
+
+def received(logs: Path, count: int, topic: str = "answers") -> list[Row]:
+    """The answers on a topic, as soon as there are so many; and whatever comes within a moment."""
+    source = brokers.get("local").source(parse(f"local:{topic}?path={logs}"), Reading("test"), Nobody())
+    found: list[Row] = []
+    end = time.monotonic() + SECONDS
+    while len(found) < count and time.monotonic() < end:
+        found += [json.loads(m.value) for m in source.poll(1000, 0.2)]
+    found += [json.loads(m.value) for m in source.poll(1000, 0.2)]
+    source.close()
+    return found
+
+
+def letters(deployment: str, served: Served) -> list[Row]:
+    told = run([MLPACKER, "dlq", "ls", deployment, "--json"], served.folder, served.home)
+    found: list[Row] = json.loads(told)["letters"]
+    return found
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 # --- What the examples promise ---------------------------------------------------------------------------------------

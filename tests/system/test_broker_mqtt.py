@@ -298,7 +298,8 @@ def test_a_message_too_large_is_named_by_its_place_and_the_others_are_published(
         refused = sender(address).publish([*rows(0), Outgoing(b"x" * 2000, "id"), *rows(2)])
         assert list(refused) == [1]
         assert "more than" in refused[1] or "larger" in refused[1]
-        assert read(take(source, 2)) == [0, 2]
+        came = read(take(source, 3, 1.0))  # a broker that hangs up may have been sent the first one twice
+        assert list(dict.fromkeys(came)) == [0, 2]
 
 
 @pytest.fixture(scope="module")

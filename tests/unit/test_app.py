@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from mlpacker import Mlpacker, app
-from mlpacker.errors import BadDescription
+from mlpacker.errors import BadDescription, BadInput
+from mlpacker.events import Silent
 
 
 @pytest.fixture
@@ -36,6 +38,41 @@ def test_the_lines_of_a_requirements_file_are_what_is_required(
 def test_code_given_beside_a_descriptor_is_packed_with_every_stage(descriptor: Path, tmp_path: Path) -> None:
     with pytest.raises(BadDescription, match="no code at"):
         Mlpacker(tmp_path / "home").pack(descriptor=descriptor, code=[tmp_path / "nosuch.py"])
+
+
+def test_an_expectation_that_nobody_can_read_is_said_before_the_long_work(
+    descriptor: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "answers.bin").write_bytes(b"1")
+    (tmp_path / "rows.csv").write_text("a\n1\n")
+    with pytest.raises(BadInput, match=r"answers\.bin has no ending"):
+        Mlpacker(tmp_path / "home").pack(
+            descriptor=descriptor,
+            sample=tmp_path / "rows.csv",
+            expect=tmp_path / "answers.bin",
+            python=tmp_path / "no-python",  # what the work after it would begin with
+        )
+
+
+class Steps(Silent):
+    """Remembers which steps began."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+
+    def step(self, title: str) -> None:
+        self.begun.append(title)
+
+
+def test_a_sample_that_does_not_fit_is_said_before_an_environment_is_locked_and_built(
+    descriptor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    (tmp_path / "rows.csv").write_text("b,c\n1,2\n")
+    steps = Steps()
+    with pytest.raises(BadInput, match="lacks the column 'a'|takes one"):
+        Mlpacker(tmp_path / "home", steps).pack(descriptor=descriptor, sample=tmp_path / "rows.csv")
+    assert steps.begun == ["Reading and auditing", "Asking the training interpreter"]
 
 
 def test_a_relative_home_is_one_place_wherever_we_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

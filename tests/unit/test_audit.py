@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from mlpacker_runtime.audit import Limits, Report, kind, load, scan
+from mlpacker_runtime.audit.unpack import library_of
 from mlpacker_runtime.errors import BadInput, EnvironmentFailed, MlpackerError, Refused
 
 PROTO4 = b"\x80\x04"
@@ -572,6 +573,27 @@ def test_lz4_without_its_library_is_a_clear_sentence():
             scan(b"\x04\x22\x4d\x18" + b"\x00" * 20)
     else:
         pytest.skip("lz4 is installed here")
+
+
+@pytest.mark.parametrize("magic", [b"\x04\x22\x4d\x18", b"\x28\xb5\x2f\xfd"])
+def test_a_file_in_a_compression_that_can_not_be_read_here_is_still_taken_for_a_model(monkeypatch, magic):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert kind(magic + b"\x00" * 20) == "joblib"  # so that the scan says which library is missing
+
+
+@pytest.mark.parametrize(("compression", "library"), [("lz4", "lz4"), ("zstd", "zstandard"), ("gzip", None)])
+def test_the_library_that_undoes_the_compression_is_among_what_the_environment_needs(compression, library):
+    assert library_of(compression) == library
+
+
+def test_what_the_library_of_a_compression_reads_is_what_was_saved():
+    pytest.importorskip("lz4.frame", reason="lz4 is not installed here")
+    file = io.BytesIO()
+    joblib.dump({"a": np.arange(5.0)}, file, compress=("lz4", 3))
+    data = file.getvalue()
+    assert kind(data[:512]) == "joblib"
+    assert "lz4" in scan(data).modules
+    np.testing.assert_array_equal(load(data)["a"], np.arange(5.0))
 
 
 # What the user adds.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from types import ModuleType
 from urllib.parse import unquote
 
 import click
+import jsonschema
 import pytest
 
-from mlpacker import cli, pipeline
+from mlpacker import cli, pipeline, streaming
+from mlpacker.errors import BadDescription
 from mlpacker_runtime.serve import EXIT_CODES
 
 ROOT = Path(__file__).parent.parent.parent
@@ -32,8 +35,8 @@ PAGES = sorted(
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-MEASURED = ROOT / "docs" / "benchmarks.md"
-"""Written by `make bench`, and so not there before the first measurement."""
+MEASURED = (ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "reference" / "delivery.md")
+"""Written by `make bench` and `make delivery-page`, and so not there before the first measurement."""
 SHELL = ("", "sh", "bash", "console", "text")
 
 
@@ -86,13 +89,20 @@ def parse(line: str) -> None:
     if not words or words[0].startswith("-"):
         return
     context = click.Context(cli.cli, info_name="mlpacker")
-    command = cli.cli.get_command(context, words[0])
+    _parse(cli.cli, words, context)
+
+
+def _parse(group: click.Group, words: list[str], context: click.Context) -> None:
+    command = group.get_command(context, words[0])
     if command is None:
         raise click.UsageError(f"There is no command {words[0]!r}.")
     for parameter in command.params:
         if isinstance(parameter.type, click.Path):
             parameter.type.exists = False
-    command.make_context(words[0], words[1:], parent=context)
+    if isinstance(command, click.Group) and len(words) > 1:
+        _parse(command, words[1:], context)
+    else:
+        command.make_context(words[0], words[1:], parent=context)
 
 
 def test_the_command_line_page_is_what_the_generator_makes() -> None:
@@ -105,6 +115,53 @@ def test_every_exit_code_is_explained_with_the_words_of_the_command_line() -> No
     assert {c for _, c in EXIT_CODES} <= {code for code, _, _ in tool.ERRORS}
 
 
+def test_the_pages_of_a_streams_settings_are_what_the_generator_makes() -> None:
+    for path, text in _tool("docs_stream").pages().items():
+        assert path.read_text(encoding="utf-8") == text, "Write it anew: make docs"
+
+
+def test_the_schema_of_a_stream_is_one_and_refuses_what_the_reader_refuses(tmp_path: Path) -> None:
+    schema = json.loads(streaming.json_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    valid = jsonschema.Draft202012Validator(schema)
+    file = tmp_path / "stream.yaml"
+    for value, good in STREAMS:
+        file.write_text(json.dumps(value))
+        assert valid.is_valid(value) is good, value
+        assert _is_read(file) is good, value
+
+
+STREAMS: tuple[tuple[dict[str, object], bool], ...] = (
+    ({"from": "local:a", "to": "local:b"}, True),
+    (
+        {"from": "local:a", "to": "local:b", "keep": ["x", "y"], "workers": 2, "spool_full": "drop_oldest"},
+        True,
+    ),
+    ({"from": "local:a"}, False),
+    ({"from": "local:a", "to": "local:b", "form": "json"}, False),
+    ({"from": "local:a", "to": "local:b", "workers": 0}, False),
+    ({"from": "local:a", "to": "local:b", "spool_full": "drop"}, False),
+    ({"from": "local:a", "to": "local:b", "name": "Upper Case"}, False),
+)
+
+
+def _is_read(file: Path) -> bool:
+    try:
+        return bool(streaming.read(file))
+    except BadDescription:
+        return False
+
+
+@pytest.mark.parametrize("path", PAGES, ids=_names)
+def test_every_stream_shown_is_accepted(path: Path, tmp_path: Path) -> None:
+    for language, block in FENCE.findall(path.read_text()):
+        if language != "yaml" or not re.search("^from:", block, re.MULTILINE):
+            continue
+        file = tmp_path / "stream.yaml"
+        file.write_text(block)
+        assert streaming.settings(streaming.read(file), "iris", ("predict", "predict_proba"), tmp_path).sink
+
+
 @pytest.mark.parametrize("path", PAGES, ids=_names)
 def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
     for target in LINK.findall(_prose(path.read_text())):
@@ -112,7 +169,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(path: Path) -> None:
             continue
         file, _, anchor = target.partition("#")
         place = (path.parent / unquote(file)).resolve() if file else path
-        if place == MEASURED and not place.exists():
+        if place in MEASURED and not place.exists():
             continue
         assert place.exists(), f"{target}: there is no such file"
         assert place.is_relative_to(ROOT), f"{target} leads out of the repository"
@@ -131,7 +188,15 @@ def test_every_command_shown_would_be_accepted(path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "line", ["mlpacker pakc model.joblib", "mlpacker run iris --prot 80", "mlpacker score iris rows.csv"]
+    "line",
+    [
+        "mlpacker pakc model.joblib",
+        "mlpacker run iris --prot 80",
+        "mlpacker score iris rows.csv",
+        "mlpacker stream iris --form local:rows",
+        "mlpacker dlq list iris",
+        "mlpacker dlq ls",
+    ],
 )
 def test_a_command_that_would_be_refused_is_noticed(line: str) -> None:
     with pytest.raises(click.ClickException):

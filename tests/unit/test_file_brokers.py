@@ -198,7 +198,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path, read: Open):
         read("pipe")
     with pytest.raises(BadDescription, match="format"):
         read("a.jsonl?format=parquet")
-    with pytest.raises(BadDescription, match="names no file"):
+    with pytest.raises(BadDescription, match="followed by a name"):
         files.source(parse("file://host/a.jsonl"), Reading("g"), Given())
 
 

@@ -118,6 +118,55 @@ def test_what_was_written_after_the_checkpoint_is_cut_away(tmp_path: Path) -> No
     assert read_csv(tmp_path / "out.csv") == expected()
 
 
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".npz"])
+def test_a_run_killed_just_after_the_file_has_its_name_ends_as_if_it_was_not(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, output = write_csv(tmp_path / "in.csv"), tmp_path / f"out{ending}"
+    replaced = Path.replace
+
+    def replace_and_die(self: Path, target: Path) -> Path:
+        done = replaced(self, target)
+        if target == output:
+            raise KeyboardInterrupt
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace_and_die)
+        with pytest.raises(KeyboardInterrupt):
+            score(job(source, output), Toy(), Silent())
+    before = output.read_bytes()
+    counts = score(job(source, output), Toy(), Silent())
+    assert counts.rows == ROWS
+    if ending == ".npz":
+        np.testing.assert_array_equal(np.load(output)["row"], [row for row, _ in expected()])
+    else:
+        assert output.read_bytes() == before
+    left = {"in.csv", output.name, f"{output.name}.rejected.jsonl"}
+    assert {p.name for p in tmp_path.iterdir()} == left
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_run_whose_written_part_is_gone_is_refused_and_not_filled_up(tmp_path: Path, ending: str) -> None:
+    source, output = write_csv(tmp_path / "in.csv"), tmp_path / f"out{ending}"
+    with pytest.raises(KeyboardInterrupt):
+        score(job(source, output), Toy(2), Silent())
+    for part in [*tmp_path.glob("*.part"), *tmp_path.glob("*.parts/*")]:
+        part.unlink()
+    with pytest.raises(BadDescription, match="not what the killed run left"):
+        score(job(source, output), Toy(), Silent())
+    assert score(replace(job(source, output), restart=True), Toy(), Silent()).rows == ROWS
+
+
+def test_other_outputs_do_not_go_on_with_a_begun_run(tmp_path: Path) -> None:
+    begun = job(write_csv(tmp_path / "in.csv"), tmp_path / "out.csv")
+    with pytest.raises(KeyboardInterrupt):
+        score(replace(begun, want=frozenset({"sum"})), Toy(1), Silent())
+    with pytest.raises(BadDescription, match="begun with sum"):
+        score(begun, Toy(), Silent())
+    assert score(replace(begun, want=frozenset({"sum"})), Toy(), Silent()).rows == ROWS
+
+
 def test_another_input_does_not_go_on_with_a_begun_run(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in.csv")
     with pytest.raises(KeyboardInterrupt):

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2, timestamp_pb2, wrappers_pb2
 
+from mlpacker_runtime import brokers
 from mlpacker_runtime.brokers import Message
 from mlpacker_runtime.errors import BadDescription, BadInput, ModelFailed
 from mlpacker_runtime.rest.rows import Reader
@@ -602,3 +603,12 @@ def test_the_address_of_a_registry_is_told_what_is_wrong_and_repeats_no_secret(t
         registry({"registry": text})
     assert "secret@" not in str(caught.value)
     assert "=secret" not in str(caught.value)
+
+
+def test_texts_of_a_table_become_what_the_signature_says() -> None:
+    fields = (Field("depth", "float64"), Field("bolts", "int64"), Field("rock", "string"))
+    read = payloads.decoder("auto", fields, {})
+    message = Message("0", 1, b'{"depth": "1.5", "bolts": "3", "rock": "7", "other": "x"}', None, brokers.CELLS)
+    assert read.decode(message).records == [{"depth": 1.5, "bolts": 3, "rock": "7", "other": "x"}]
+    with pytest.raises(BadInput):
+        read.decode(Message("0", 2, b'[{"depth": "1.5"}]', None, brokers.CELLS))

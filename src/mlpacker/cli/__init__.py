@@ -19,6 +19,8 @@ COMMANDS = {
     "run": ("serving", "Serve a package as a REST API on this machine."),
     "stream": ("streaming", "Run a package on a stream: rows in from a broker, answers out to one."),
     "dlq": ("dlq", "Look at a stream's dead letters, send them again or drop them."),
+    "replay": ("replaying", "Answer a stream's past once more, into another output."),
+    "compare": ("replaying", "Compare two outputs, row by row."),
     "score": ("scoring", "Answer every row of a file."),
     "ls": ("packages", "List the packages in the local store."),
     "inspect": ("packages", "Show what a package holds and what was proven of it."),

@@ -19,10 +19,14 @@ from rich.progress import (
 
 
 class Drawn:
-    """Events drawn on stderr. A context manager, so that an interrupted bar leaves the terminal whole."""
+    """Events drawn on stderr. A context manager, so that an interrupted bar leaves the terminal whole.
+
+    quiet: only warnings, which a script's owner wants to find in its log too.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.quiet = quiet
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.bars = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
@@ -60,7 +64,8 @@ class Drawn:
         if self.task is not None:
             self.bars.remove_task(self.task)
         mark = "[green]✓[/]" if ok else "[red]✗[/]"
-        self.console.print(f"{mark} {self.title} [dim]{time.monotonic() - self.began:.1f} s[/]")
+        if not self.quiet:
+            self.console.print(f"{mark} {self.title} [dim]{time.monotonic() - self.began:.1f} s[/]")
         self.title, self.task = "", None
 
     def __enter__(self) -> Drawn:

@@ -42,9 +42,10 @@ def _table(*columns: str) -> Table:
 def ls(home: Path | None, as_json: bool) -> None:
     """List the packages in the local store."""
     from .. import app
-    from .drawing import size
+    from .drawing import Drawn, size
 
-    listed = app.Mlpacker(home).list()
+    with Drawn(quiet=as_json) as events:
+        listed = app.Mlpacker(home, events=events).list()
     if as_json:
         print_json({"packages": [entry.to_json() for entry in listed]})
         return

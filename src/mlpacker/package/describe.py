@@ -215,10 +215,16 @@ def pipeline_outputs(outcome: Outcome) -> tuple[Field, ...]:
 
 
 def fit_sample(sample: Batch | None, fields: tuple[Field, ...], limit: int) -> tuple[Batch, bool]:
-    """The sample in the signature's types, and whether it had to be made up."""
+    """The sample in the signature's types, and whether it had to be made up.
+
+    Raises BadInput, with the fact `sample`, where the user's does not fit.
+    """
     if sample is None:
         return tables.fit(made_up(fields), fields, "The made-up sample"), True
-    batch = tables.fit(sample, fields, "The sample").take(slice(0, limit))
+    try:
+        batch = tables.fit(sample, fields, "The sample").take(slice(0, limit))
+    except BadInput as cause:
+        raise BadInput(cause.sentence, cause.next_step, sample="misfit") from cause
     return batch.with_rows(np.arange(len(batch))), False
 
 

@@ -90,6 +90,8 @@ def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events:
     events.step("Reading and auditing")
     drafted = draft.make(pipeline, folder, options.trust)
     sample = _sample(pipeline, drafted)
+    if pipeline.expect is not None:
+        tables.read(pipeline.expect, SAMPLE_ROWS)  # what nobody can read is said before the long work
     groups = environment.group(pipeline, drafted)
     stages = environment.assign(drafted.stages, groups)
     tools = Tools(options, home, runtime_wheel(home / "cache"), events)
@@ -161,8 +163,8 @@ def _ask_training(
             described = {s.name: workers.load(s) for s in stages}
             outcome = _rehearse(stages, described, sample, workers, pipeline).outcome
     except MlpackerError as error:
-        if options.python is not None:
-            raise
+        if options.python is not None or "sample" in error.facts:
+            raise  # a sample that does not fit the model fits it in no environment
         empty = _no_reference(f"{interpreter.path} could not answer: {error.sentence}", events)
         return dataclasses.replace(empty, trained=Trained(installed, interpreter.python))
     frames = frozenset(name for name, d in described.items() if d.takes == "frame")

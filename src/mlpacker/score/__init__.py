@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,6 +50,10 @@ class Job:
     chunk_rows: int = CHUNK_ROWS
 
     @property
+    def wanted(self) -> list[str] | None:
+        return None if self.want is None else sorted(self.want)
+
+    @property
     def rejected(self) -> Path:
         return self.output.with_name(self.output.name + ".rejected.jsonl")
 
@@ -70,10 +74,11 @@ class Counts:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything up to here is durable: the source's place, and the length of each file written."""
+    """Everything up to here is durable: the source's place, and the length of each file written. want: sorted, None for all."""
 
     digest: str
     source: str
+    want: list[str] | None
     place: Any
     written: Any
     rejected_bytes: int
@@ -89,19 +94,23 @@ def score(job: Job, package: Answering, events: Events) -> Counts:
     started, before = time.monotonic(), counts.rows
     with (
         sinks.open_sink(job.output, began.written) as sink,
-        _appending(job.rejected, began.rejected_bytes) as side,
+        sinks.cut_back(job.rejected, began.rejected_bytes) as side,
     ):
         for chunk in source.chunks(began.place):
             counts = _score_chunk(job, chunk, reader, package, sink, side, counts)
             written = sink.flush()
             side.flush()
             os.fsync(side.fileno())
-            _save(job, Checkpoint(job.digest, source.identity, chunk.after, written, side.tell(), counts))
+            _save(
+                job,
+                replace(began, place=chunk.after, written=written, rejected_bytes=side.tell(), counts=counts),
+            )
             events.progress(chunk.done, source.size)
             rate = (counts.rows - before) / max(time.monotonic() - started, 1e-6)
             events.note(f"{counts.rows:,} rows, {rate:,.0f} a second")
         sink.finish()
-    job.checkpoint.unlink(missing_ok=True)
+        job.checkpoint.unlink(missing_ok=True)
+        sink.clear()
     if counts.rejected == 0:
         job.rejected.unlink(missing_ok=True)
     return counts
@@ -109,7 +118,7 @@ def score(job: Job, package: Answering, events: Events) -> Counts:
 
 def _begin(job: Job, source: sources.Source) -> Checkpoint:
     """Where to begin: at the checkpoint of the same run, else at the start."""
-    fresh = Checkpoint(job.digest, source.identity, None, None, 0, Counts())
+    fresh = Checkpoint(job.digest, source.identity, job.wanted, None, None, 0, Counts())
     if job.restart or not job.checkpoint.exists():
         if job.output.exists() and not job.restart:
             raise BadDescription(
@@ -125,6 +134,11 @@ def _begin(job: Job, source: sources.Source) -> Checkpoint:
         raise BadDescription(
             f"{job.output} was begun with another package or another input.", "Begin anew with --restart."
         )
+    if found.want != job.wanted:
+        raise BadDescription(
+            f"{job.output} was begun with {', '.join(found.want or ['all outputs'])}.",
+            "Ask for the same outputs again, or begin anew with --restart.",
+        )
     return found
 
 
@@ -135,14 +149,6 @@ def _save(job: Job, checkpoint: Checkpoint) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(job.checkpoint)
-
-
-def _appending(path: Path, length: int) -> Any:
-    """A file to append bytes to, cut to what the checkpoint says."""
-    file = path.open("r+b" if path.exists() else "w+b")
-    file.truncate(length)
-    file.seek(length)
-    return file
 
 
 def _score_chunk(

@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow
@@ -18,7 +18,7 @@ import pyarrow.parquet
 from mlpacker_runtime.batch import Batch, is_sparse
 
 from .. import tables
-from ..errors import BadInput
+from ..errors import BadDescription, BadInput
 
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet", ".npz")
 
@@ -33,7 +33,10 @@ class Sink(Protocol):
         """Make what was written durable; the mark to open the sink with, to go on from here."""
 
     def finish(self) -> None:
-        """Give the file its name."""
+        """Give the file its name. What was marked is kept: a run killed right after goes on, and ends the same."""
+
+    def clear(self) -> None:
+        """Remove what finishing left; called when no run can go on from a mark any more."""
 
     def __enter__(self) -> Sink: ...
 
@@ -52,6 +55,21 @@ def open_sink(path: Path, mark: Any) -> Sink:
     if ending in (".parquet", ".npz"):
         return Parts(path, mark)
     return Text(path, mark)
+
+
+def cut_back(path: Path, length: int) -> BinaryIO:
+    """The file, cut to `length`, to append to. Raises BadDescription where it has lost bytes that a run had written."""
+    file = path.open("r+b" if path.exists() else "w+b")
+    there = file.seek(0, os.SEEK_END)
+    if there < length:
+        file.close()
+        raise BadDescription(
+            f"{path} is not what the killed run left: it has {there} of {length} bytes.",
+            "Begin anew with --restart.",
+        )
+    file.truncate(length)
+    file.seek(length)
+    return file
 
 
 def flat(batch: Batch) -> dict[str, list[Any]]:
@@ -76,9 +94,9 @@ class Text:
         self.path = path
         self.part = path.with_name(path.name + ".part")
         self.lines = _csv_lines if path.suffix.lower() == ".csv" else _json_lines
-        self.file = self.part.open("r+b" if self.part.exists() else "w+b")
-        self.file.truncate(mark or 0)
-        self.file.seek(mark or 0)
+        if mark and not self.part.exists() and path.exists() and path.stat().st_size == mark:
+            path.replace(self.part)  # killed between its name and the end of the run: all of it is there
+        self.file = cut_back(self.part, mark or 0)
 
     def write(self, batch: Batch) -> None:
         self.file.write(self.lines(batch, self.file.tell() == 0))
@@ -91,6 +109,8 @@ class Text:
     def finish(self) -> None:
         self.flush()
         self.part.replace(self.path)
+
+    def clear(self) -> None: ...
 
     def __enter__(self) -> Text:
         return self
@@ -130,6 +150,11 @@ class Parts:
         for file in self._files():
             if int(file.stem) >= self.count:
                 file.unlink()
+        if len(self._files()) < self.count:
+            raise BadDescription(
+                f"{self.folder} is not what the killed run left: parts are missing.",
+                "Begin anew with --restart.",
+            )
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -151,6 +176,8 @@ class Parts:
         draft = self.path.with_name(self.path.name + ".part")
         (_join_parquet if self.path.suffix.lower() == ".parquet" else _join_arrays)(self._files(), draft)
         draft.replace(self.path)
+
+    def clear(self) -> None:
         shutil.rmtree(self.folder)
 
     def __enter__(self) -> Parts:

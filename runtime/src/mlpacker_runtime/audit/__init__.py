@@ -25,7 +25,7 @@ from mlpacker_runtime.audit.loading import build
 from mlpacker_runtime.audit.machine import ARRAY_ON_DISK, Findings, Machine
 from mlpacker_runtime.audit.report import Report, refusal
 from mlpacker_runtime.audit.skops import load_skops, scan_skops
-from mlpacker_runtime.audit.unpack import ZIP, compression_of, head_of, is_skops, unpack
+from mlpacker_runtime.audit.unpack import ZIP, can_read, compression_of, head_of, is_skops, library_of, unpack
 from mlpacker_runtime.errors import BadInput, Refused
 
 __all__ = ["LIMITS", "Limits", "Report", "kind", "load", "load_skops", "scan", "scan_skops"]
@@ -38,7 +38,10 @@ def kind(data_head: bytes, name: str = "") -> str | None:
     """
     if is_skops(data_head) or (data_head.startswith(ZIP) and name.endswith(".skops")):
         return "skops"
-    compressed = compression_of(data_head[:16]) is not None
+    compression = compression_of(data_head[:16])
+    compressed = compression is not None
+    if compression is not None and not can_read(compression):
+        return "joblib"  # most likely; the scan says what is missing to tell
     if not _starts_a_pickle(head_of(data_head)):
         return None
     return "joblib" if compressed or b"joblib" in data_head[:4096] else "pickle"
@@ -133,6 +136,7 @@ def _report(plain: bytes, compression: str | None, findings: Findings) -> Report
         module.partition(".")[0] for module, name in findings.globals if (module, name) != ARRAY_ON_DISK
     }
     modules |= {module.partition(".")[0] for module in findings.imported_by_code}
+    modules |= {library for library in (library_of(compression),) if library}
     return Report(
         container="joblib" if findings.spans or compression else "pickle",
         compression=compression,

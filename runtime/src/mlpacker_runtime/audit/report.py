@@ -18,8 +18,9 @@ class Report:
     `container` is "pickle", "joblib" (a pickle with raw arrays in between, or any compressed one) or "skops".
     `names` are all imports as `module.name`, sorted; `refused` those not accepted, `hopeless`
     those among them that no flag accepts (dotted names). `code`: functions or classes by
-    value. `modules`: top-level modules the file needs, for capturing its environment. `versions`: what the file
-    states, by distribution, the commonest first. `python`: the Python it was saved with, where the file tells.
+    value. `modules`: top-level modules the file needs, that which undoes its compression included, for capturing its
+    environment. `versions`: what the file states, by distribution, the commonest first. `python`: the Python it was saved
+    with, where the file tells.
     `main_classes`: names the training script defined itself. `size`: bytes after decompression.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import importlib
+import importlib.util
 import io
 import lzma
 import zipfile
@@ -32,6 +33,10 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 )
 # The second byte of a zlib stream for the levels in use; the pair must divide by 31 (RFC 1950).
 _ZLIB_SECOND = frozenset(b"\x01\x5e\x9c\xda")
+
+
+_LIBRARIES = {"lz4": "lz4", "zstd": "zstandard"}
+"""Compression → the distribution that reads it, which is also the module's name."""
 
 
 class Decompressor(Protocol):
@@ -175,6 +180,16 @@ class _Whole:
         piece = self._stream.read(max_length)
         self.eof = not piece
         return piece
+
+
+def library_of(compression: str | None) -> str | None:
+    """The distribution that reads a compression, where the standard library does not."""
+    return _LIBRARIES.get(compression or "")
+
+
+def can_read(compression: str) -> bool:
+    """Whether what reads it is here."""
+    return compression not in _LIBRARIES or importlib.util.find_spec(_LIBRARIES[compression]) is not None
 
 
 def _opener(name: str, limits: Limits) -> Callable[[], Decompressor]:

@@ -35,6 +35,8 @@ EXTRAS = {"kafka": "kafka", "mqtt": "mqtt", "redis": "redis", "amqp": "rabbitmq"
 GROUP = "mlpacker.brokers"
 
 Headers = tuple[tuple[str, bytes], ...]
+CELLS: Headers = (("content-type", b"application/vnd.mlpacker.cells+json"),)
+"""Headers of a message whose value is a JSON object of texts, as the cells of a table: the signature says what they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import BadDescription
-from . import Away, Guarantee, Lag, Listener, Message, Outgoing, Reading, Setting, Unusable
+from . import CELLS, Away, Guarantee, Lag, Listener, Message, Outgoing, Reading, Setting, Unusable
 from .address import Address
 
 journalled = False
@@ -290,6 +290,7 @@ class FileSource:
     ) -> None:
         self.ended = False
         self._path, self._table, self._follow, self._start = path, table, follow, start
+        self._headers = CELLS if table else ()
         self._handle: int | None = None
         self._lines: Lines | None = None
         self._out: deque[Record] = deque()
@@ -311,7 +312,7 @@ class FileSource:
                 got = self._read(limit) if limit > 0 and self._notes.hold() else []
             left = until - time.monotonic()
             if got or left <= 0 or self.ended:
-                return [Message(PARTITION, r.offset, r.value) for r in got]
+                return [Message(PARTITION, r.offset, r.value, None, self._headers) for r in got]
             time.sleep(min(left, 0.02))
 
     def commit(self, finished: Mapping[str, int]) -> None:
@@ -437,6 +438,7 @@ class InputSource:
         self.incarnation = uuid.uuid4().hex
         self._handle = handle
         self._lines = Lines(handle, table)
+        self._headers = CELLS if table else ()
         self._over = False
 
     def poll(self, limit: int, seconds: float) -> list[Message]:
@@ -446,7 +448,7 @@ class InputSource:
             self.ended = self._over and limit > 0 and len(got) < limit
             left = until - time.monotonic()
             if got or self.ended or left <= 0:
-                return [Message(PARTITION, r.offset, r.value) for r in got]
+                return [Message(PARTITION, r.offset, r.value, None, self._headers) for r in got]
             self._wait(left, limit)
 
     def commit(self, finished: Mapping[str, int]) -> None:

@@ -766,6 +766,7 @@ class _Sink:
         self._trouble = _Trouble(address)
         self._patience = address.number("timeout", PUBLISH_SECONDS)
         self.max_bytes = max(topic.limit - 2048, topic.limit // 2)
+        self._limit = topic.limit
         self._broken: str | None = None
         try:
             self._producer = Producer(self._settings(name))
@@ -807,11 +808,11 @@ class _Sink:
         """Why Kafka will never take it, as far as we know."""
         if self._topic.keyed and message.key is None:
             return f"The topic {self._address.path} is compacted, and the message has no key"
-        size = len(message.value) + len(message.key or b"") + sum(len(n) + len(v) for n, v in message.headers)
-        if self._topic.limit and size + OVERHEAD > self._topic.limit:
-            return (
-                f"{size} bytes; the topic {self._address.path} takes {self._topic.limit} (max.message.bytes)"
-            )
+        size = len(message.value) + len(message.key or b"")
+        for name, value in message.headers:
+            size += len(name) + len(value)
+        if self._limit and size + OVERHEAD > self._limit:
+            return f"{size} bytes; the topic {self._address.path} takes {self._limit} (max.message.bytes)"
         return None
 
     def _send(self, messages: Sequence[tuple[int, Outgoing]]) -> _Tally:

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from .. import brokers
 from ..brokers import Message, Reading
 from ..brokers.log import Log
-from ..errors import BadInput, NotFound
+from ..errors import BadDescription, BadInput, NotFound
 from . import past, program
 from .ids import ID
 
@@ -82,6 +83,11 @@ def _messages(text: str, logs: str) -> Iterator[Message]:
     if address.scheme == "local":
         yield from _of_log(past.log_file(address), text)
         return
+    if brokers.get(address.scheme).journalled:
+        raise BadDescription(
+            f"{address} hands a message out once: to look at it would take it away.",
+            "Compare what its reader has written.",
+        )
     reading = Reading(f"mlpacker-compare-{uuid.uuid4().hex[:8]}")
     with past.reader(address, reading) as source:
         while not source.ended:

@@ -167,6 +167,10 @@ def _sinks(order: Mapping[str, Any]) -> Iterator[Send]:
         text = _to(order, found[0])
         if text not in sinks:
             address = past.place(text, order["logs"])
+            if address.scheme == "-":
+                raise BadDescription(
+                    "These rows came from standard input, which takes none.", "Name an address: --to."
+                )
             sinks[text] = brokers.get(address.scheme).sink(address, order["name"])
         return sinks[text].publish([_again(f.letter) for f in found])
 

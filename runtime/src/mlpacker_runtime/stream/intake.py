@@ -72,10 +72,11 @@ class Intake:
         return lanes, done
 
     def _id(self, message: Message) -> bytes:
-        named = self._named
-        for name, value in message.headers:
-            if name == named and value:
-                return self.ids.named(value)
+        if message.headers:
+            named = self._named
+            for name, value in message.headers:
+                if name == named and value:
+                    return self.ids.named(value)
         return self.ids.message(message.partition, message.offset)
 
     def _rows(self, message: Message) -> Rows:
@@ -110,7 +111,7 @@ class Intake:
 
     def _lane_of(self, record: object, message: Message) -> int:
         value = record.get(self.settings.key) if isinstance(record, dict) else None
-        return self._by(None if value is None else str(value).encode(), message)
+        return self._by(message.key if value is None else str(value).encode(), message)
 
     def _by(self, key: bytes | None, message: Message) -> int:
         return crc32(key if key is not None else message.partition.encode()) % self.lanes

@@ -83,7 +83,9 @@ class Job:
         outlet = {"stopped": self.ending.is_set, "pause": self.ending.wait}
         self.answers = Outlet(settings.sink, ends.sink, log, **outlet)  # type: ignore[arg-type]
         self.letters = Outlet(settings.letters, ends.letters, log, **outlet)  # type: ignore[arg-type]
-        self.publisher = Publisher(self.answers, self.letters, about, repeats, numbers, self.moved.set)
+        self.publisher = Publisher(
+            self.answers, self.letters, about, repeats, numbers, self.moved.set, patient=settings.patient
+        )
         self.last_commit = 0.0
         self.last_lag = 0.0
         self.lag = -1
@@ -107,6 +109,8 @@ class Job:
             thread.daemon = True
             thread.start()
         try:
+            while not self.publisher.begun.wait(POLL_SECONDS) and not self.stopping.is_set():
+                pass
             self._read()
             self._drain(drain)
         finally:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from ..batch import Batch, Outcome, concat
 from ..engine import Runner
 from ..errors import ModelFailed
@@ -32,12 +30,15 @@ class Patient:
         pause: Callable[[float], object],
         *,
         again: bool = True,
+        together: bool = False,
     ) -> None:
-        """again: whether rows may be asked a second time; a stateful stage's may not."""
+        """again: whether rows may be asked a second time; a stateful stage's may not. together: a row's answer depends on its
+        neighbours, so they are never asked apart and fail as one."""
         self.runner = runner
         self.stopped = stopped
         self.pause = pause
         self.again = again
+        self.together = together
 
     def predict(self, batch: Batch, want: frozenset[str] | None) -> Outcome:
         outcome = self._ask(batch, want)
@@ -45,7 +46,7 @@ class Patient:
             return outcome
         if not self.again:
             raise ModelFailed("The stage's worker ended while it answered, and what it remembered is gone.")
-        if len(batch) == 1:
+        if len(batch) == 1 or self.together:
             return self._alone(batch, want)
         answers: list[Batch] = []
         errors: dict[int, str] = {}
@@ -56,18 +57,19 @@ class Patient:
         given = [a for a in answers if a.names] or answers[:1]
         return Outcome(concat([a for a in given if a.names == given[0].names]), errors)
 
-    def _alone(self, row: Batch, want: frozenset[str] | None) -> Outcome:
+    def _alone(self, rows: Batch, want: frozenset[str] | None) -> Outcome:
+        """Of one row, or of those that must be asked together."""
         for _ in range(2):
             try:
-                outcome = self._ask(row, want)
+                outcome = self._ask(rows, want)
             except Exception as cause:  # noqa: BLE001  the row's own failure, told as the engine tells it
                 said = (
                     cause.sentence if isinstance(cause, ModelFailed) else f"{type(cause).__name__}: {cause}"
                 )
-                return Outcome(Batch({}, row.rows[:0]), {int(row.rows[0]): said})
+                return _all_failed(rows, said)
             if outcome is not None:
                 return outcome
-        return Outcome(Batch({}, np.empty(0, np.int64)), {int(row.rows[0]): CRASHED})
+        return _all_failed(rows, CRASHED)
 
     def _ask(self, batch: Batch, want: frozenset[str] | None) -> Outcome | None:
         """The outcome; None where the worker died of it."""
@@ -83,3 +85,7 @@ class Patient:
                 if hop != "away":
                     raise
                 self.pause(WAIT)
+
+
+def _all_failed(rows: Batch, reason: str) -> Outcome:
+    return Outcome(Batch({}, rows.rows[:0]), {int(row): reason for row in rows.rows})

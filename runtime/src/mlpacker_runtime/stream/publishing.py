@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
@@ -47,6 +48,16 @@ class Outlet:
         self.sink: Sink | None = None
         self.away_since = 0.0
 
+    def begin(self, *, patient: bool) -> None:
+        """Connect before there is anything to publish: what waiting can't mend is told at the start, and a spool goes on with
+        what it holds. Raises as `open`; Away only where not patient."""
+        try:
+            self.sink = self.sink or self.open()
+        except Away as error:
+            if not patient:
+                raise
+            self.log("waiting", level="warning", at=self.name, reason=error.sentence)
+
     def publish(self, messages: Sequence[Outgoing]) -> dict[int, str]:
         """Until all are confirmed; the places of those that will never be taken, with the reason."""
         refused: dict[int, str] = {}
@@ -83,7 +94,8 @@ class Outlet:
             refused = self.sink.publish(messages)
         except Away:
             self.away_since = self.away_since or time.monotonic()
-            self.close()
+            if not getattr(self.sink, "lasting", False):
+                self.close()
             raise
         self.away_since = 0.0
         return refused
@@ -117,24 +129,33 @@ class Publisher:
         repeats: Repeats,
         numbers: StreamNumbers,
         moved: Callable[[], object],
+        *,
+        patient: bool = True,
     ) -> None:
-        """about: deployment, package and source, as letters tell them. moved: told that something is finished."""
+        """about: deployment, package and source, as letters tell them. moved: told that something is finished.
+        patient: go on where a sink is away at the start."""
         self.answers = answers
         self.letters = letters
         self.about = about
         self.repeats = repeats
         self.numbers = numbers
         self.moved = moved
+        self.patient = patient
+        self.begun = threading.Event()
         self.queue: SimpleQueue[list[Done] | None] = SimpleQueue()
 
     def run(self) -> None:
         """Until a None comes, or `Stopped` where waiting must end."""
         try:
+            self.answers.begin(patient=self.patient)
+            self.letters.begin(patient=self.patient)
+            self.begun.set()
             while (dones := self._next()) is not None:
                 self.deliver(dones)
         except Stopped:
             pass
         finally:
+            self.begun.set()
             self.answers.close()
             self.letters.close()
 
@@ -159,13 +180,14 @@ class Publisher:
         live = [d for d in dones if not d.delivery.forgotten]
         messages = [o for d in live for o in d.outgoing]
         unanswerable = [letter for d in live for letter in d.letters]
+        refused = 0
         if messages:
-            refused = self.answers.publish(messages)
-            if refused:
-                unanswerable += self._refused(live, refused)
+            never = self.answers.publish(messages)
+            refused = len(never)
+            unanswerable += self._refused(live, never)
         if unanswerable:
             self._bury(unanswerable)
-        self._finish(live, len(messages), len(unanswerable))
+        self._finish(live, len(messages) - refused, len(unanswerable))
 
     def _refused(self, dones: Sequence[Done], refused: Mapping[int, str]) -> list[Letter]:
         """Answers that the sink will never take, as letters of the messages they answer."""

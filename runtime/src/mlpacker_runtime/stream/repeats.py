@@ -12,6 +12,7 @@ import mmap
 import os
 from pathlib import Path
 
+from ..errors import EnvironmentFailed
 from .ids import SIZE
 
 PLACES = 1 << 17
@@ -53,8 +54,11 @@ class Repeats:
         for partition, offset in finished.items():
             self.committed[f"{incarnation}/{partition}"] = offset
         draft = self.committed_file.with_suffix(".new")
-        draft.write_text(json.dumps(self.committed))
-        draft.replace(self.committed_file)
+        try:
+            draft.write_text(json.dumps(self.committed))
+            draft.replace(self.committed_file)
+        except OSError:
+            return  # a full disk costs repeats, and no row
 
     def close(self) -> None:
         self.file.close()
@@ -65,10 +69,22 @@ def _map(path: Path, size: int) -> mmap.mmap:
     try:
         if os.fstat(descriptor).st_size != size:
             os.ftruncate(descriptor, 0)
-            os.ftruncate(descriptor, size)
+            _reserve(descriptor, size)
         return mmap.mmap(descriptor, size)
+    except OSError as cause:
+        raise EnvironmentFailed(
+            f"{path} can't be made: {cause.strerror}.", "Make room on that disk."
+        ) from cause
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Its place on the disk: a mapped page that finds none later ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
 
 
 def _read_committed(path: Path) -> dict[str, int]:

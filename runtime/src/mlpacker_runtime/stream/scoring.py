@@ -16,7 +16,7 @@ from ..brokers import Outgoing
 from ..engine import Engine
 from ..errors import MlpackerError, ModelFailed
 from ..rest.answers import records
-from ..rest.rows import Reader
+from ..rest.rows import Read, Reader
 from ..signature import Field
 from . import ids
 from .letters import Letter
@@ -82,6 +82,10 @@ class Lane:
         self.want = want
         self.retries = retries
         self.pause = pause
+        self._same = (
+            (ids.PACKAGE, wording.package.encode()),
+            (ids.STAGE, wording.stage.encode()),
+        )
 
     def answer(self, parts: Sequence[Part]) -> list[Done]:
         """In the order of the parts. Raises only what is no row's fault (the lane's end)."""
@@ -102,14 +106,18 @@ class Lane:
         start = 0
         for together in _runs(parts):
             if together[0].rows.read is None:
-                flat = [r for p in together for r in p.rows.records]
-                read = self.reader.records(self._named(flat))
+                read = self._read_records([r for p in together for r in p.rows.records])
             else:
                 read = together[0].rows.read
             found.append(read.batch.with_rows(read.batch.rows + start))
             errors.update({row + start: reason for row, reason in read.errors.items()})
             start += sum(p.count for p in together)
         return concat([b for b in found if len(b)] or found[:1]), errors
+
+    def _read_records(self, rows: list[Any]) -> Read:
+        if self.reader.lone is None and all(type(r) is list for r in rows):
+            return self.reader.lists(rows)
+        return self.reader.records(self._named(rows))
 
     def _named(self, rows: list[Any]) -> list[Any]:
         """Rows as objects: those that came as lists get the signature's names."""
@@ -166,8 +174,9 @@ class Lane:
     ) -> None:
         owners: list[tuple[Done, Part, int]] = [(dones[id(p)], p, at) for p in parts for at in range(p.count)]
         kept = self._kept(owners, batch)
-        rows = outcome.batch.rows.tolist()
-        answers = records(outcome.batch) if rows else []
+        answered_batch = _in_order(outcome.batch)
+        rows = answered_batch.rows.tolist()
+        answers = records(answered_batch) if rows else []
         said, told = [], []
         wording = self.wording
         last, index = -1, 0
@@ -239,13 +248,8 @@ class Lane:
     def _headers(self, came: Sequence[tuple[str, bytes]], own: str) -> tuple[tuple[str, bytes], ...]:
         if self.wording.in_payload:
             return ()
-        context = next((v for n, v in came if n == ids.TRACE), None)
-        return (
-            (ids.ID, own.encode()),
-            (ids.PACKAGE, self.wording.package.encode()),
-            (ids.STAGE, self.wording.stage.encode()),
-            (ids.TRACE, ids.trace(context, own)),
-        )
+        context = next((v for n, v in came if n == ids.TRACE), None) if came else None
+        return ((ids.ID, own.encode()), *self._same, (ids.TRACE, ids.trace(context, own)))
 
     def _letter(self, part: Part, at: int, reason: str, unread: bool, attempts: int) -> Letter:
         number = part.numbers[at]
@@ -260,6 +264,13 @@ class Lane:
             attempts,
             record,
         )
+
+
+def _in_order(batch: Batch) -> Batch:
+    """By row: a stage may answer in any order, and a row's answers are numbered as they stand side by side."""
+    if len(batch) < 2 or (np.diff(batch.rows) >= 0).all():
+        return batch
+    return batch.take(np.argsort(batch.rows, kind="stable"))
 
 
 def _stage_of(reason: str) -> str:

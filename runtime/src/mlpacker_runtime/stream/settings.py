@@ -6,13 +6,13 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+from urllib.parse import quote
 
 from .. import brokers
 from ..brokers.address import Address, parse
 from ..errors import BadDescription
 
 MEGABYTE = 1 << 20
-STARTS = ("earliest", "latest", "offset:", "time:")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Settings:
     @property
     def letters(self) -> str:
         """Where dead letters go."""
-        return self.dead_letters or f"local:dead-letters?path={self.state}"
+        return self.dead_letters or f"local:dead-letters?path={quote(self.state, safe='/')}"
 
 
 def to_json(settings: Settings) -> str:
@@ -121,6 +121,8 @@ def _fit(name: str, value: Any, kind: str) -> Any:
     }[kind]
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         raise BadDescription(f"{name}: {value!r} where {kind} belongs.")
+    if isinstance(value, dict) and not all(isinstance(v, str) for v in value.values()):
+        raise BadDescription(f"{name}: an object whose values are texts.")
     return float(value) if isinstance(value, int) and kind == "float" else value
 
 
@@ -130,9 +132,9 @@ def check(settings: Settings) -> Settings:
         if getattr(settings, name) < 1:
             raise BadDescription(f"{name}: a whole number from 1.")
     for name in ("wait", "retries", "spool", "session", "watchdog"):
-        if getattr(settings, name) < 0:
+        if not 0 <= getattr(settings, name) < float("inf"):
             raise BadDescription(f"{name}: not below 0.")
-    if not settings.start.startswith(STARTS):
+    if not re.fullmatch(r"earliest|latest|offset:\d+|time:\d+(\.\d+)?", settings.start):
         raise BadDescription(
             f"start: {settings.start!r} is none of earliest, latest, offset:N, time:SECONDS."
         )

@@ -15,6 +15,7 @@ from ..brokers import Away, Message, Outgoing, Sink
 from ..brokers.log import Log as Kept
 from ..telemetry.log import Log
 from .letters import Letter
+from .patience import Stopped
 
 FILE = "spool.db"
 FORWARDED = 1000
@@ -44,22 +45,31 @@ class Spool:
         self.at = at
         self.log = log
         self.dropped = 0
+        self.forwarded = self.kept.first() - 1
+        self.depth = self.waiting()
+        self.failure: Exception | None = None
         self.sink: Sink | None = None
         self.turn = threading.Lock()
         self.work = threading.Event()
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._forward, name="spool", daemon=True)
         self.thread.start()
-        if self.waiting():
+        if self.depth:
             self.work.set()
 
     headers = True
     max_bytes = 0
 
+    lasting = True
+    """It stays when it can't take more: what it holds is being forwarded meanwhile."""
+
     def waiting(self) -> int:
-        return self.kept.count()
+        return self.kept.last() - self.forwarded
 
     def publish(self, messages: Sequence[Outgoing]) -> Mapping[int, str]:
+        """Raises what the thread that forwards came to an end of, too: nothing would ever leave the spool."""
+        if self.failure is not None:
+            raise self.failure
         if not self.waiting():
             with self.turn:
                 try:
@@ -68,6 +78,7 @@ class Spool:
                     self.log("spooling", level="warning", at=self.at, reason=error.sentence)
                     self._lose()
         self._keep(messages)
+        self.depth = self.waiting()
         self.work.set()
         return {}
 
@@ -94,17 +105,14 @@ class Spool:
             raise Away(f"The spool can't be written: {cause.strerror}.") from cause
 
     def _make_room(self) -> None:
-        oldest = [offset for offset, _ in self.kept.read_outgoing(0, 0, FORWARDED)]
-        if oldest:
-            self.kept.trim(0, oldest[-1])
-            self.dropped += len(oldest)
-            self.log(
-                "dropped",
-                level="error",
-                at=self.at,
-                count=len(oldest),
-                reason="The spool is full: its oldest rows are gone.",
-            )
+        with self.turn:
+            oldest = [offset for offset, _ in self.kept.read_outgoing(0, self.forwarded, FORWARDED)]
+            if not oldest:
+                return
+            self._forget(oldest[-1])
+        self.dropped += len(oldest)
+        reason = "The spool is full: its oldest rows are gone."
+        self.log("dropped", level="error", at=self.at, count=len(oldest), reason=reason)
 
     # --- out ------------------------------------------------------------------------------------------------------------
 
@@ -121,21 +129,35 @@ class Spool:
                 self.closing.wait(wait * (0.5 + random.random()))  # noqa: S311  jitter
                 wait = min(LONGEST_WAIT, wait * 2)
                 self.work.set()
+            except Stopped:
+                return  # what waits is forwarded after the next start
+            except Exception as cause:  # noqa: BLE001  the publisher hears of it with its next answers
+                self.failure = cause
+                return
 
     def _one_step(self) -> bool:
         """Publish the oldest that wait; whether there may be more. Raises Away."""
         with self.turn:
-            waiting = self.kept.read_outgoing(0, 0, FORWARDED)
+            waiting = self.kept.read_outgoing(0, self.forwarded, FORWARDED)
             if not waiting:
                 return False
             refused = self._real().publish([m for _, m in waiting])
             letters = [self._letter(*waiting[at], reason) for at, reason in refused.items()]
         if letters:
             self.bury(letters)
-        self.kept.trim(0, waiting[-1][0])
-        if not self.waiting():
+        self._forget(waiting[-1][0])
+        self.depth = self.waiting()
+        if not self.depth:
             self.log("forwarded", at=self.at)
         return True
+
+    def _forget(self, upto: int) -> None:
+        """What was forwarded, or dropped. A full disk may not take even that: then it goes with what is forwarded later."""
+        self.forwarded = upto
+        try:
+            self.kept.trim(0, upto)
+        except Away:
+            return
 
     def _letter(self, offset: int, message: Outgoing, reason: str) -> Letter:
         came = Message("spool", offset, message.value, message.key, message.headers)

@@ -35,7 +35,10 @@ class Tracker:
 
     def add(self, delivery: Delivery) -> None:
         message = delivery.message
-        self.out.setdefault(message.partition, deque()).append(delivery)
+        queue = self.out.get(message.partition)
+        if queue is None:
+            queue = self.out[message.partition] = deque()
+        queue.append(delivery)
         self.count += 1
         self.size += len(message.value)
 
@@ -61,10 +64,13 @@ class Tracker:
         return not any(self.out.get(p) for p in partitions)
 
     def forget(self, partitions: Collection[str] | None = None) -> int:
-        """Nobody waits for what is out of these (None: of all) any more; how many messages that were."""
+        """Nobody waits for what is out of these (None: of all) any more; how many messages that were.
+
+        The latest first: who looks meanwhile, from the front, finds a prefix still wanted and never a gap.
+        """
         forgotten = 0
         for partition in tuple(self.out if partitions is None else partitions):
-            for delivery in self.out.pop(partition, ()):
+            for delivery in reversed(self.out.pop(partition, ())):
                 delivery.forgotten = True
                 self.count -= 1
                 self.size -= len(delivery.message.value)

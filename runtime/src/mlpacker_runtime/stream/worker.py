@@ -50,6 +50,8 @@ from .spool import Spool
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the others from running: messages pass through three."""
 STANDBY_SECONDS = 0.5
+BARE = ("file", "-")
+"""Schemes whose messages carry no headers. The sink says it too, and may be away when lanes have to know."""
 
 
 class Stream:
@@ -141,7 +143,11 @@ class Stream:
             )
             hop.load(stage)
             patient = Patient(
-                hop.runner(stage.name), self._ended, self.stopping.wait, again=not stage.stateful
+                hop.runner(stage.name),
+                self._ended,
+                self.stopping.wait,
+                again=not stage.stateful,
+                together=stage.batch != "rows",
             )
             found[stage.name] = Timed(patient, stage.name, self.numbers, time.perf_counter)
         return Engine(self.manifest.stages, found)
@@ -170,7 +176,11 @@ class Stream:
     def _sink_has_headers(self) -> bool:
         broker, address = self._broker(self.settings.sink)
         told = getattr(broker, "has_headers", None)
-        return True if told is None else bool(told(address))
+        if told is not None:
+            return bool(told(address))
+        return address.scheme not in BARE and (
+            address.scheme != "mqtt" or address.option("version", "5") == "5"
+        )
 
     def _plain_sink(self) -> Sink:
         broker, address = self._broker(self.settings.sink)
@@ -262,6 +272,7 @@ class Stream:
         while True:
             await asyncio.sleep(0.5)
             self.numbers.gauges()
+            self.numbers.set(self.numbers.spooled, getattr(self.job.answers.sink, "depth", 0))
             self.numbers.set(self.numbers.up, not self.job.answers.away_since, 1)
             self.numbers.set(self.numbers.up, not self.job.letters.away_since, 2)
             shown.show(self.state(), self.numbers)

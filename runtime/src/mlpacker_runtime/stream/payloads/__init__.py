@@ -20,6 +20,7 @@ from ...signature import Field
 
 BUILT_IN = {
     "auto": "chosen",
+    "cells": "cells",
     "json": "json_text",
     "msgpack": "message_pack",
     "csv": "csv_text",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ...brokers import Headers, Message
+from ...brokers import CELLS, Headers, Message
 from ...errors import BadDescription, BadInput
 from ...signature import Field
 from . import Decoder, Rows
@@ -20,6 +20,7 @@ from .v2_binary import LENGTH
 DECODES = ("columns", "registry", "schema", "descriptor", "message", "framed")
 ENCODES = ()
 CONTENT_TYPES = {
+    CELLS[0][1].decode(): "cells",
     "application/json": "json",
     "text/json": "json",
     "application/msgpack": "msgpack",
@@ -80,7 +81,7 @@ def said(headers: Headers) -> str | None:
 
 def _codecs(options: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     """Those that there are options for, and which are theirs."""
-    codecs: dict[str, tuple[str, ...]] = {"msgpack": (), "v2": (), "csv": ("columns",)}
+    codecs: dict[str, tuple[str, ...]] = {"cells": (), "msgpack": (), "v2": (), "csv": ("columns",)}
     if "descriptor" in options or "message" in options:
         codecs["protobuf"] = ("descriptor", "message", "framed", "registry")
     if "schema" in options or ("registry" in options and "protobuf" not in codecs):

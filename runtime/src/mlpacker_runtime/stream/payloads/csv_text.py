@@ -57,11 +57,11 @@ class CsvRows:
         kinds: Iterable[Field | None] = (
             itertools.repeat(self._alike, len(line)) if self._alike else self._fields
         )
-        values = [_cell(text, kind) for text, kind in zip(line, kinds, strict=True)]
+        values = [cell_of(text, kind) for text, kind in zip(line, kinds, strict=True)]
         return dict(zip(self._names, values, strict=True)) if self._names else values
 
 
-def _cell(text: str, field: Field | None) -> Any:
+def cell_of(text: str, field: Field | None) -> Any:
     """As over REST, where numbers are quicker by what they mostly are. field: None for a column that the model does not know."""
     if field is None:
         return text
