@@ -2,6 +2,7 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+unexport PYTHONDONTWRITEBYTECODE  # some containers set it: each of the thousands of commands that tests run would compile anew
 .PHONY: help setup demo test lint format bench delivery delivery-page soak fuzz docs lock system-parts clean
 
 PY := .venv/bin/python
@@ -10,6 +11,7 @@ LOCKED := tools/setup pyproject.toml runtime/pyproject.toml hatch_build.py
 RINGS ?= unit contract fuzz system stories
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 3600
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 
 # Debian packages the tests use: a registry, another client of it and certificates for it; a browser; what LightGBM links to.
 # Brokers that streams are tried with, and what fetches and runs Kafka and a schema registry (NATS is built with go, where it is).
@@ -22,14 +24,14 @@ help: ## show this
 	echo "$${b}MLPacker$${n}: pack a trained pipeline once, run it anywhere."; echo; \
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | \
 	while IFS="$$(printf '\t')" read -r name text; do printf '  %smake %-13s%s %s\n' "$$b" "$$name" "$$n" "$$text"; done; \
-	echo; echo "  make test RINGS=unit ARGS='-k batch'   one ring, some tests"; \
+	echo; echo "  make test RINGS=unit ARGS='-k batch'   one ring, some tests (JOBS=0: in one process)"; \
 	echo "  MLPACKER_NO_SYSTEM_PARTS=1 make test   installs no Debian packages; tests that want them are skipped"
 
 demo: .venv/.run ## pack, serve, score and stream a model, kill it, and count (under 2 minutes)
 	@$(PY) examples/demo.py
 
 test: .venv/.dev system-parts ## all tests; as root on Debian, installs the system parts they want
-	@MLPACKER_FUZZ_SECONDS=$${MLPACKER_FUZZ_SECONDS:-30} $(PYTEST) $(wildcard $(RINGS:%=tests/%)) $(ARGS)
+	@MLPACKER_FUZZ_SECONDS=$${MLPACKER_FUZZ_SECONDS:-30} $(PYTEST) -n $(JOBS) $(wildcard $(RINGS:%=tests/%)) $(ARGS)
 
 lint: .venv/.dev ## style, imports, types
 	$(PY) -m ruff check

@@ -57,6 +57,41 @@ def ring_of(item: pytest.Item) -> str:
     return folder if folder in RINGS else "unit"
 
 
+# --- Side by side ----------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)  # asked by pytest-xdist, which may be left out
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Processes take group after group, in the order in which the tests stand."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def group_of(test: str) -> str:
+    """The tests that one process runs, one after another.
+
+    They are those of a file, which share what is made for it. Stories take longer than what they share: each is a group,
+    except that those of one parameter (the first, as in `[iris-csv]`) share a server.
+    """
+    file, _, rest = test.partition("::")
+    if f"/{RINGS[-1]}/" not in f"/{file}":
+        return file
+    parameters = rest.partition("[")[2]
+    return f"{file}[{parameters.rstrip(']').partition('-')[0]}" if parameters else test
+
+
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """A test must have one name in all processes that run tests side by side; gzip's bytes hold the time, for one."""
+    binary = isinstance(val, bytes) and not (val.isascii() and val.decode("ascii").isprintable())
+    return argname if binary else None
+
+
 # --- Time for properties ---------------------------------------------------------------------------------------------
 
 _FUZZ_SHARE = pytest.StashKey[float]()

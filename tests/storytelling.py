@@ -65,7 +65,7 @@ class Person:
             yield line[1]
         finally:
             process.terminate()
-            code = process.wait(40)
+            code = process.wait(60)
             process.stdout.close()  # type: ignore[union-attr]
         assert code == 0, log.read_text()
 

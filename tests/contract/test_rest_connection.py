@@ -20,11 +20,11 @@ from mlpacker_runtime.rest.v2 import refuse
 LIMIT = 1 << 20
 BOUNDS = Bounds(
     max_body=LIMIT,
-    head_seconds=0.4,
-    body_seconds=0.4,
+    head_seconds=1.0,
+    body_seconds=1.0,
     bytes_a_second=10_000_000,
-    idle_seconds=0.6,
-    unread_seconds=0.6,
+    idle_seconds=1.2,
+    unread_seconds=1.2,
 )
 
 
@@ -82,6 +82,14 @@ class Server:
 
     async def lives(self) -> None:
         assert status(await self.send(b"GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n")) == 200
+
+
+async def until(true: Callable[[], object]) -> None:
+    """Wait until it is so; on a busy machine that takes its time."""
+    end = asyncio.get_running_loop().time() + 10
+    while not true():
+        assert asyncio.get_running_loop().time() < end, "it did not come about within 10 seconds"
+        await asyncio.sleep(0.01)
 
 
 @pytest.fixture
@@ -261,21 +269,17 @@ async def test_a_client_that_is_slow_with_its_head_is_told_so_and_closed(server:
 
 
 async def test_a_client_that_drips_its_head_does_not_gain_time(server: Server) -> None:
-    began = asyncio.get_running_loop().time()
     reader, writer = await server.connect()
     writer.write(b"GET / HTTP/1.1\r\n")
-    try:
-        for _ in range(40):
-            writer.write(b"X: y\r\n")
-            await asyncio.sleep(0.05)
-            if reader.at_eof():
-                break
-    except ConnectionError:
-        pass
-    answer = await reader.read()
+    answer = asyncio.create_task(reader.read())
+    for _ in range(200):
+        writer.write(b"X: y\r\n")
+        await asyncio.sleep(0.05)
+        if answer.done():
+            break
+    assert answer.done(), "ten times as long as a head may take"
+    assert status(await answer) == 408
     writer.close()
-    assert status(answer) == 408
-    assert asyncio.get_running_loop().time() - began < 4
 
 
 async def test_a_body_that_does_not_come_is_a_408(server: Server) -> None:
@@ -284,7 +288,7 @@ async def test_a_body_that_does_not_come_is_a_408(server: Server) -> None:
 
 async def test_connections_that_say_nothing_are_closed(server: Server) -> None:
     reader, writer = await server.connect()
-    assert await asyncio.wait_for(reader.read(), 3) == b""
+    assert await asyncio.wait_for(reader.read(), 10) == b""
     writer.close()
 
 
@@ -296,8 +300,8 @@ async def test_a_kept_connection_that_idles_is_closed_in_silence(server: Server)
 async def test_a_client_that_does_not_read_its_answer_is_ended(server: Server) -> None:
     _reader, writer = await server.connect()
     writer.write(b"GET /big HTTP/1.1\r\n\r\n")
-    await asyncio.sleep(1.2)
-    assert not server.connections.open
+    await until(lambda: server.echo.seen)
+    await until(lambda: not server.connections.open)
     writer.close()
 
 
@@ -309,11 +313,11 @@ async def test_a_big_answer_arrives_whole(server: Server) -> None:
 async def test_a_client_that_goes_away_cancels_what_it_asked(server: Server) -> None:
     _reader, writer = await server.connect()
     writer.write(post(b"x", path="/never"))
-    await asyncio.sleep(0.05)
+    await until(lambda: server.echo.kept)
     linger = struct.pack("ii", 1, 0)  # a reset: to stop sending alone is no sign that nobody reads
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
-    await asyncio.sleep(0.1)
+    await until(lambda: server.echo.cancelled)
     assert server.echo.cancelled == 1
     server.echo.kept[0]()  # the answer that comes too late hurts nobody
     await server.lives()
@@ -323,16 +327,19 @@ async def test_a_client_that_stopped_sending_still_gets_its_answer(server: Serve
     reader, writer = await server.connect()
     writer.write(post(b"x", path="/slow"))
     writer.write_eof()
-    assert status(await asyncio.wait_for(reader.read(), 5)) == 200
+    assert status(await asyncio.wait_for(reader.read(), 10)) == 200
     writer.close()
 
 
 async def test_draining_lets_what_was_asked_be_answered_and_closes_the_rest(server: Server) -> None:
     idle, idle_writer = await server.connect()
     busy, busy_writer = await server.connect()
-    busy_writer.write(post(b"x", path="/slow"))
-    await asyncio.sleep(0.02)
-    assert await server.connections.drain(5)
+    busy_writer.write(post(b"x", path="/never"))
+    await until(lambda: server.echo.kept and len(server.connections.open) == 2)
+    draining = asyncio.create_task(server.connections.drain(10))
+    await asyncio.sleep(0)  # it begins
+    server.echo.kept[0]()
+    assert await draining
     assert b"Connection: close" in await busy.read()
     assert await idle.read() == b""
     idle_writer.close()
@@ -342,6 +349,6 @@ async def test_draining_lets_what_was_asked_be_answered_and_closes_the_rest(serv
 async def test_draining_ends_what_does_not_end(server: Server) -> None:
     _, writer = await server.connect()
     writer.write(post(b"x", path="/never"))
-    await asyncio.sleep(0.05)
+    await until(lambda: server.echo.kept)
     assert not await server.connections.drain(0.1)
     writer.close()

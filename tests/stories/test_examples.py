@@ -132,7 +132,7 @@ def started(arguments: Sequence[str], folder: Path, home: Path) -> Iterator[str]
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(20)
+            code = process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import replace
@@ -14,14 +15,28 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from storytelling import CLEAN, TRAIN, Person
+from storytelling import CLEAN, TRAIN, TRAINED_WITH, Person
 
 
-@pytest.fixture
-def packed(person: Person) -> Person:
+@pytest.fixture(scope="module")
+def first(interpreter: Any, environments: Path, tmp_path_factory: pytest.TempPathFactory) -> Person:
+    """Somebody who trained and packed `iris`."""
+    root = tmp_path_factory.mktemp("packed")
+    (root / "home").mkdir(mode=0o700)
+    (root / "work").mkdir()
+    (root / "home" / "envs").symlink_to(environments)
+    person = Person(root / "home", root / "work", interpreter("3.11", *TRAINED_WITH))
     person.trains(TRAIN)
     person.says("pack", "model.joblib", "--name", "iris", "--sample", "rows.csv", "--python", person.python)
     return person
+
+
+@pytest.fixture
+def packed(first: Person, tmp_path: Path) -> Person:
+    """The same with a copy of that home and that folder."""
+    for folder in ("home", "work"):
+        shutil.copytree(first.home.parent / folder, tmp_path / folder, symlinks=True)
+    return replace(first, home=tmp_path / "home", folder=tmp_path / "work")
 
 
 def test_names_are_given_taken_and_collected(packed: Person) -> None:

@@ -248,12 +248,13 @@ def test_interpreters_old_and_new_can_be_asked(python):
 # --- making environments ----------------------------------------------------------------------------------------
 
 
-def test_an_environment_is_made_once_and_found_again_at_once(home, runtime, needed):
-    locked = small(needed, "joblib==1.3.2")
+def test_an_environment_is_made_once_and_found_again_at_once(home, runtime, needed, monkeypatch):
+    locked, told = small(needed, "joblib==1.3.2"), []
     made = install.ensure(locked, home, runtime)
-    began = time.monotonic()
-    assert install.ensure(locked, home, runtime) == made
-    assert time.monotonic() - began < 0.5
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", None)  # nothing is run, neither uv nor an interpreter
+        assert install.ensure(locked, home, runtime, progress=told.append) == made
+    assert told == []
     assert install.size(made.folder) > 10_000_000
     assert list(made.folder.rglob("joblib/__pycache__/*.pyc")), "bytecode is compiled"
 
@@ -303,14 +304,19 @@ from mlpacker.environments.runtime_wheel import read
 locked = lock.decode(Path({str(tmp_path / "lock")!r}).read_bytes())
 install.ensure(locked, Path({str(tmp_path)!r}), read(Path({str(runtime.path)!r})), progress=lambda text: print("go", flush=True))
 """
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
-    child.stdout.readline()
-    while not list(tmp_path.glob("envs/*/bin/python")):
-        time.sleep(0.005)
-    os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
-    assert not list(tmp_path.glob("envs/*/.mlpacker-complete")), "killed too late to prove anything"
+    for _ in range(20):
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+        child.stdout.readline()
+        while not list(tmp_path.glob("envs/*/bin/python")):
+            time.sleep(0.001)
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        if not list(tmp_path.glob("envs/*/.mlpacker-complete")):
+            break
+        install.prune(tmp_path, ())  # it was quicker than we
+    else:
+        pytest.fail("killed too late each time to prove anything")
     assert (
         run(install.ensure(locked, tmp_path, runtime).python, "import six; print(six.__version__)")
         == "1.16.0"

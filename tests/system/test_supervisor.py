@@ -24,14 +24,16 @@ from mlpacker_runtime.signature import Field
 
 INPUTS = (Field("x", "float64"),)
 CODE = """
-import os, time
+import os, pathlib, time
 import numpy as np
 
 def double(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     x = columns["x"]
     if (x == 13).any():
         os._exit(13)
-    time.sleep(float(max(x.max(initial=0) - 1000, 0)))
+    if (x > 1000).any():
+        pathlib.Path(os.environ["NAPPING"]).touch()
+        time.sleep(float(x.max() - 1000))
     return {"y": x * 2, "pid": np.full(len(x), os.getpid())}
 """
 
@@ -121,8 +123,9 @@ class Server:
 
 
 @pytest.fixture
-def draft(tmp_path: Path) -> Path:
-    """A draft of a function that doubles, naps beyond 1000 and dies of 13."""
+def draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A draft of a function that doubles, naps beyond 1000 (and says so in a file) and dies of 13."""
+    monkeypatch.setenv("NAPPING", str(tmp_path / "napping"))
     (tmp_path / "double.py").write_text(CODE)
     outputs = (Field("y", "float64"), Field("pid", "int64"))
     stage = Stage(
@@ -165,33 +168,40 @@ def test_ctrl_c_ends_it_as_well(serve: Callable[..., Server]) -> None:
     assert not server.stray
 
 
-def test_what_is_in_flight_is_answered_before_it_ends(serve: Callable[..., Server]) -> None:
+def appears(file: Path) -> None:
+    end = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < end, f"{file.name} is not there"
+        time.sleep(0.02)
+
+
+def test_what_is_in_flight_is_answered_before_it_ends(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve().ready()
     answers: list[Any] = []
     asking = threading.Thread(target=lambda: answers.append(server.ask("/predict", {"x": 1001})))
     asking.start()
-    time.sleep(0.4)
+    appears(tmp_path / "napping")
     assert server.end() == 0
-    asking.join(10)
+    asking.join(30)
     assert answers[0]["y"] == 2002
     with pytest.raises(OSError):
         server.ask("/ping")
 
 
-def test_what_does_not_finish_in_time_is_left(serve: Callable[..., Server]) -> None:
+def test_what_does_not_finish_in_time_is_left(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve("--timeout", "0.5").ready()
 
     def ask() -> None:
         with pytest.raises(OSError):
-            server.ask("/predict", {"x": 1020})
+            server.ask("/predict", {"x": 1120}, timeout=120)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.4)
+    appears(tmp_path / "napping")
     began = time.monotonic()
     assert server.end() == 1
-    assert time.monotonic() - began < 10
-    asking.join(10)
+    assert time.monotonic() - began < 60
+    asking.join(30)
 
 
 def test_a_worker_that_dies_is_started_again(serve: Callable[..., Server]) -> None:
@@ -221,7 +231,7 @@ def test_workers_do_not_outlive_a_killed_supervisor(serve: Callable[..., Server]
     worker = server.workers()[0]
     server.process.kill()
     server.wait()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 30
     while Path(f"/proc/{worker}").exists() and time.monotonic() < end:
         time.sleep(0.05)
     assert not Path(f"/proc/{worker}").exists()

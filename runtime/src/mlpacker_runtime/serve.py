@@ -94,7 +94,7 @@ def parse(argv: list[str]) -> Options:
     given = vars(_parser().parse_args(argv))
     given["stage_workers"] = tuple(_stage_worker(w) for w in given.pop("stage_worker"))
     given["batching"] = not given.pop("no_batching")
-    given["stream"] = json.loads(given["stream"]) if given["stream"] else None
+    given["stream"] = _stream(given["stream"]) if given["stream"] is not None else None
     options = Options(**given)
     if options.digest is None and not Path(options.package).is_dir():
         raise errors.NotFound(f"There is no folder {options.package}.")
@@ -160,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
         help="run as a stream with these settings; every environment needs a stage worker then",
     )
     return p
+
+
+def _stream(text: str) -> dict[str, Any]:
+    """Raises BadDescription for what is no stream's settings."""
+    from .stream import settings
+
+    return asdict(settings.from_json(text))
 
 
 def _stage_worker(text: str) -> StageWorkerOptions:

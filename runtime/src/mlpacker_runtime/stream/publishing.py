@@ -218,12 +218,14 @@ class Publisher:
 
     def _finish(self, dones: Sequence[Done], answers: int, letters: int) -> None:
         now = time.time()
-        numbers = self.numbers
+        finished = self.numbers.finished
+        whole: list[bytes] = []
         for done in dones:
             delivery = done.delivery
             delivery.left -= 1
             if delivery.left == 0:
-                self.repeats.answered(delivery.id)
-            numbers.finished(now - (delivery.message.time or delivery.at))
-        numbers.rows(answers, sum(d.dropped for d in dones), letters)
+                whole.append(delivery.id)
+            finished(now - (delivery.message.time or delivery.at))
+        self.repeats.answered(*whole)
+        self.numbers.rows(answers, sum(d.dropped for d in dones), letters)
         self.moved()

@@ -35,16 +35,19 @@ class Repeats:
         self.committed_file = folder / "committed.json"
         self.committed = _read_committed(self.committed_file)
 
-    def answered(self, id: bytes) -> None:
-        """From the publisher's thread: all answers of this message are confirmed."""
-        start = HEADER + self.next * SIZE
-        gone = self.file[start : start + SIZE]
-        if self.known.get(gone) == self.next:
-            del self.known[gone]
-        self.file[start : start + SIZE] = id
-        self.known[id] = self.next
-        self.next = (self.next + 1) % self.places
-        self.file[:8] = self.next.to_bytes(8, "little")
+    def answered(self, *ids: bytes) -> None:
+        """From the publisher's thread: all answers of these messages are confirmed."""
+        file, known, place = self.file, self.known, self.next
+        for id in ids:
+            start = HEADER + place * SIZE
+            gone = file[start : start + SIZE]
+            if known.get(gone) == place:
+                del known[gone]
+            file[start : start + SIZE] = id
+            known[id] = place
+            place = place + 1 if place + 1 < self.places else 0
+        self.next = place
+        file[:8] = place.to_bytes(8, "little")
 
     def is_repeat(self, id: bytes, incarnation: str, partition: str, offset: int) -> bool:
         return id in self.known and offset > self.committed.get(f"{incarnation}/{partition}", -1)

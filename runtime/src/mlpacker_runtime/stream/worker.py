@@ -49,6 +49,8 @@ from .spool import Spool
 
 SWITCH_SECONDS = 0.0005
 """How long a thread may keep the others from running: messages pass through three."""
+COLLECTED = (50_000, 20, 100)
+"""What lives for a batch has no cycles: looking for them after every 700 objects took a tenth of the time."""
 STANDBY_SECONDS = 0.5
 BARE = ("file", "-")
 """Schemes whose messages carry no headers. The sink says it too, and may be away when lanes have to know."""
@@ -349,6 +351,7 @@ def main() -> int:
     try:
         stream = Stream(orders, options, log, say)
         gc.freeze()
+        gc.set_threshold(*COLLECTED)
         code = asyncio.run(stream.serve())
     except errors.MlpackerError as error:
         log("failed", level="error", reason=error.sentence, next_step=error.next_step or None)
