@@ -163,10 +163,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _stream(text: str) -> dict[str, Any]:
-    """Raises BadDescription for what is no stream's settings."""
-    from .stream import settings
-
-    return asdict(settings.from_json(text))
+    """What is wrong within them the stream's own process says. Raises BadDescription for what is no object."""
+    try:
+        value = json.loads(text)
+    except ValueError as cause:
+        raise errors.BadDescription(f"The settings of a stream are not JSON: {cause}.") from cause
+    if not isinstance(value, dict):
+        raise errors.BadDescription("The settings of a stream are an object.")
+    return value
 
 
 def _stage_worker(text: str) -> StageWorkerOptions:
