@@ -10,7 +10,12 @@ from dataclasses import asdict, dataclass
 from typing import Protocol
 
 OURS, WRITTEN, SERVER, CEILING = "ours", "hand-written", "model server", "ceiling"
-USUAL, AT_ONCE, BATCHED = "usual client, no model", "one at a time", "batched"
+USUAL, AT_ONCE, BATCHED, HAND = (
+    "usual client, no model",
+    "one at a time",
+    "a tool's batches",
+    "batches by hand",
+)
 
 
 @dataclass(frozen=True)
@@ -275,7 +280,9 @@ Ages = Mapping[tuple[str, str], Sequence[Age]]
 
 
 def with_section(page: str, section: str) -> str:
-    """The page with this section of streams as its last."""
+    """The page with this section of streams as its last; as it is where there is none."""
+    if not section:
+        return page
     return page.partition(f"\n{STREAMS}\n")[0].rstrip() + "\n\n" + section.rstrip() + "\n"
 
 
@@ -341,9 +348,10 @@ def _of_kind(rates: Streams, broker: str, kind: str) -> float | None:
 
 def _stream_ratios(rates: Streams, brokers: Sequence[str]) -> str:
     titles = {
-        USUAL: "the usual client, no model",
+        USUAL: "the usual client in batches, no model",
         AT_ONCE: "the best one at a time",
-        BATCHED: "the best batched",
+        BATCHED: "the best tool in batches",
+        HAND: "the client in batches, by hand",
     }
     lines = [_line(["mlpacker ÷", *titles.values()]), _line(["---", *("---:" for _ in titles)])]
     for broker in brokers:

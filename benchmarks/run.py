@@ -59,6 +59,10 @@ class Results:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["streams"]:
+        import streams  # it builds on this module
+
+        return streams.main()
     signal.signal(
         signal.SIGTERM, lambda *_: sys.exit(143)
     )  # an exit unwinds, and so stops the server under load
@@ -87,7 +91,8 @@ def main() -> int:
     text = report.write(
         results.rounds, results.packs, results.skipped, results.versions, workloads, every_one()
     )
-    options.out.write_text(text)
+    before = options.out.read_text() if options.out.exists() else ""
+    options.out.write_text(report.with_section(text, report.section_of(before)))
     (WORK / "results.json").write_text(json.dumps(report.plain(results.rounds, results.packs), indent=1))
     print(f"\n{text}\nWritten to {options.out}. Took {(time.monotonic() - began) / 60:.1f} minutes.")
     return 0

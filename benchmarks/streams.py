@@ -29,7 +29,7 @@ import report
 import run
 import stream_ends
 from contestants import SCIKIT_LEARN
-from report import AT_ONCE, BATCHED, OURS, USUAL, Age, Stream
+from report import AT_ONCE, BATCHED, HAND, OURS, USUAL, Age, Stream
 
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE / "stream_contestants"
@@ -42,8 +42,8 @@ FRAMES = ("nats", "redis", "kafka")
 
 @dataclass(frozen=True)
 class Taker:
-    """kind: ours, the usual client without a model, one at a time, or batched. rows: of a measurement, against those of the
-    batched ones. script: its file and mode; none is ours. field: under which a Redis entry carries a row."""
+    """kind: see `report`. script: its file and mode; none is ours. field: under which a Redis entry carries a row.
+    module: Bytewax runs it."""
 
     name: str
     kind: str
@@ -81,7 +81,7 @@ def takers(broker: str) -> list[Taker]:
         Taker("mlpacker", OURS, broker),
         Taker(f"{name} in batches, no model", USUAL, broker, "clients", CLIENTS, (written, "through")),
         Taker(f"{name}, by hand", AT_ONCE, broker, "clients", CLIENTS, (written, "one")),
-        Taker(f"{name} in batches, by hand", BATCHED, broker, "clients", CLIENTS, (written, "batch")),
+        Taker(f"{name} in batches, by hand", HAND, broker, "clients", CLIENTS, (written, "batch")),
         Taker("FastStream", AT_ONCE, broker, "faststream", FASTSTREAM, (framework, "one"), enveloped),
         Taker(
             "FastStream in batches",

@@ -14,18 +14,19 @@ consumer = Consumer(
         "enable.auto.commit": False,
     }
 )
-producer = Producer({"bootstrap.servers": f"{HOST}:{PORT}", "acks": "all", "linger.ms": 2})
+linger = 0 if sys.argv[1] == "one" else 2
+producer = Producer({"bootstrap.servers": f"{HOST}:{PORT}", "acks": "all", "linger.ms": linger})
 
 
 def one() -> None:
-    """Flushes each answer: without, it would be no message at a time."""
+    """Flushes each answer, without which it would be no message at a time; the commit waits for nobody."""
     while True:
         message = consumer.poll(1.0)
         if message is None or message.error():
             continue
         producer.produce(SINK, answer(message.value()))
         producer.flush()
-        consumer.commit(message, asynchronous=False)
+        consumer.commit(message, asynchronous=True)
 
 
 def batched(mode: str) -> None:

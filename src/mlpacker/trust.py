@@ -38,10 +38,10 @@ def accepted(home: Path, digest: str) -> bool:
 
 ORDINARY = frozenset(
     """
-    catboost certifi charset-normalizer click cloudpickle contourpy cycler exceptiongroup flatbuffers fonttools graphviz h11
-    httptools idna imbalanced-learn jinja2 joblib kiwisolver lightgbm llvmlite markupsafe matplotlib ml-dtypes mpmath msgspec
-    narwhals numba numpy onnx onnxruntime packaging pandas patsy pillow plotly prettytable protobuf pyarrow pyparsing
-    python-dateutil pytz pyyaml requests scikit-image scikit-learn scipy six skops statsmodels sympy tabulate tenacity
+    async-timeout catboost certifi charset-normalizer click cloudpickle confluent-kafka contourpy cycler exceptiongroup fastavro
+    flatbuffers fonttools graphviz h11 hiredis httptools idna imbalanced-learn jinja2 joblib kiwisolver lightgbm llvmlite markupsafe matplotlib ml-dtypes mpmath msgspec
+    narwhals numba numpy onnx onnxruntime packaging paho-mqtt pandas patsy pika pillow plotly prettytable protobuf pyarrow pyparsing
+    python-dateutil pytz pyyaml redis requests scikit-image scikit-learn scipy six skops statsmodels sympy tabulate tenacity
     threadpoolctl tomli tqdm typing-extensions tzdata urllib3 uvicorn uvloop wcwidth xgboost xgboost-cpu
     """.split()  # noqa: SIM905  words read better without quotes
 )

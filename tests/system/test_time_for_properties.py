@@ -30,8 +30,8 @@ def test_holds_for_small_numbers_only(number):
 def test_each_parameter_has_its_turn(limit, number):
     assert limit == 1, "the second parameter"
 
-def test_many_examples_were_tried():
-    assert tried[0] > 300
+def test_a_hundred_examples_are_not_the_end():
+    assert tried[0] > 100
 """
 
 
@@ -86,8 +86,8 @@ def test_tests_of_a_file_and_stories_of_a_parameter_run_in_one_process(tmp_path:
 def test_properties_use_their_time_and_show_the_smallest_failure(tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
     begun = time.monotonic()
-    said = started(tmp_path, {"fuzz/test_properties.py": PROPERTIES}, MLPACKER_FUZZ_SECONDS="4")
+    said = started(tmp_path, {"fuzz/test_properties.py": PROPERTIES}, MLPACKER_FUZZ_SECONDS="12")
     assert "2 failed, 3 passed" in said, said
     assert "the second parameter" in said
     assert "assert 5000 < 5000" in said
-    assert 2 < time.monotonic() - begun < 120
+    assert 6 < time.monotonic() - begun < 120

@@ -68,9 +68,10 @@ def test_a_sample_that_does_not_fit_is_said_before_an_environment_is_locked_and_
     descriptor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIRTUAL_ENV", sys.prefix)
+    (tmp_path / "add.py").write_text("def one(a: float, b: float) -> float:\n    return a + b\n")
     (tmp_path / "rows.csv").write_text("b,c\n1,2\n")
     steps = Steps()
-    with pytest.raises(BadInput, match="lacks the column 'a'|takes one"):
+    with pytest.raises(BadInput, match="lacks the column 'a'"):
         Mlpacker(tmp_path / "home", steps).pack(descriptor=descriptor, sample=tmp_path / "rows.csv")
     assert steps.begun == ["Reading and auditing", "Asking the training interpreter"]
 

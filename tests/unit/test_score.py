@@ -108,6 +108,32 @@ def test_a_killed_run_goes_on_without_repeating_or_losing_a_row(
     )
 
 
+def numbers(output: Path) -> list[int]:
+    """Which rows a file answers, whatever its kind."""
+    if output.suffix == ".csv":
+        return [row for row, _ in read_csv(output)]
+    if output.suffix == ".jsonl":
+        return [json.loads(line)["row"] for line in output.read_text().splitlines()]
+    if output.suffix == ".parquet":
+        return pyarrow.parquet.read_table(output)["row"].to_pylist()  # type: ignore[no-any-return]
+    return np.load(output)["row"].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet", ".npz"])
+@pytest.mark.parametrize("answered", [0, 3])
+def test_chunks_without_a_single_answer_are_as_good_as_any(
+    tmp_path: Path, ending: str, answered: int
+) -> None:
+    bad = "\n".join(["5,1"] * CHUNK + ["7,1"] * CHUNK + ["1,1"] * answered)
+    (tmp_path / "in.csv").write_text(f"b,a\n{bad}\n")
+    output = tmp_path / f"out{ending}"
+    counts = score(job(tmp_path / "in.csv", output), Toy(), Silent())
+    assert counts == Counts(rows=2 * CHUNK + answered, lines=answered, dropped=CHUNK, rejected=CHUNK)
+    assert numbers(output) == [2 * CHUNK + i for i in range(answered)]
+    if ending == ".npz":
+        assert np.load(output)["wide"].shape == (answered, 2)
+
+
 def test_what_was_written_after_the_checkpoint_is_cut_away(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "in.csv")
     with pytest.raises(KeyboardInterrupt):

@@ -148,15 +148,8 @@ def _platform(
     base = _for_cpu(question, base, platform)
     known = _joined(question, wanted.requirements, runtime.requirements, platform, later, base)
     pins = {found.name: _pin(question, found, as_of, ()) for found in known}
-    reasons = {}
-    for extra, requirements in sorted(runtime.extras.items()):
-        try:
-            more = _beside(question, requirements, platform, later, known)
-        except Unmet as error:
-            reasons[extra] = plainly(str(error.facts.get("reason", error)))
-            continue
-        added = [found for found in more if found.name not in {one.name for one in known}]
-        known = [*known, *added]
+    needed, reasons = _extras(question, runtime, platform, later, known)
+    for extra, more in needed.items():
         for found in more:
             already = pins.get(found.name)
             if already is None:
@@ -165,6 +158,51 @@ def _platform(
                 pins[found.name] = msgspec.structs.replace(already, extras=(*already.extras, extra))
     ordered = tuple(pins[name] for name in sorted(pins))
     return PlatformLock(status="locked", pins=ordered, apart=tuple(sorted(reasons))), reasons
+
+
+def _extras(
+    question: Question,
+    runtime: RuntimeRequirements,
+    platform: str,
+    later: date | None,
+    known: list[Found],
+) -> tuple[dict[str, list[Found]], dict[str, str]]:
+    """What each extra needs beside `known`, and for those that can't join the reason.
+
+    All are asked for at once, and one by one only where that can't be. What no extra names, because another's distribution
+    needs it, is then said to belong to each.
+    """
+    extras = dict(sorted(runtime.extras.items()))
+    named = {extra: {requirement(text).name for text in texts} for extra, texts in extras.items()}
+    everybody = set().union(*named.values())
+    try:
+        more = _beside(question, tuple(t for texts in extras.values() for t in texts), platform, later, known)
+    except Unmet:
+        return _extras_apart(question, extras, platform, later, known)
+    return {
+        e: [f for f in more if f.name in names or f.name not in everybody] for e, names in named.items()
+    }, {}
+
+
+def _extras_apart(
+    question: Question,
+    extras: dict[str, tuple[str, ...]],
+    platform: str,
+    later: date | None,
+    known: list[Found],
+) -> tuple[dict[str, list[Found]], dict[str, str]]:
+    needed: dict[str, list[Found]] = {}
+    reasons: dict[str, str] = {}
+    for extra, requirements in extras.items():
+        try:
+            more = _beside(question, requirements, platform, later, known)
+        except Unmet as error:
+            reasons[extra] = plainly(str(error.facts.get("reason", error)))
+            continue
+        names = {found.name for found in known}
+        known = [*known, *(found for found in more if found.name not in names)]
+        needed[extra] = more
+    return needed, reasons
 
 
 def _other_platform(

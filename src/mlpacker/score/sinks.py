@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -81,10 +82,15 @@ def flat(batch: Batch) -> dict[str, list[Any]]:
         if len(column.shape) == 1:
             out[name] = tables.to_json(Batch({name: column}))[name]
             continue
-        wide = column.reshape(len(column), -1)
+        wide = _wide(column)
         for i in range(wide.shape[1]):
             out[f"{name}_{i}"] = tables.to_json(Batch({name: wide[:, i]}))[name]
     return out
+
+
+def _wide(column: np.ndarray) -> np.ndarray:
+    """[rows, values], of no rows too."""
+    return column.reshape(len(column), math.prod(column.shape[1:]))
 
 
 class Text:
@@ -193,7 +199,7 @@ def _arrow(column: Any) -> Any:
         return pyarrow.array(column.filled(0), mask=np.ma.getmaskarray(column))
     if len(column.shape) == 1:
         return pyarrow.array(column)
-    wide = column.reshape(len(column), -1)
+    wide = _wide(column)
     return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(wide.ravel()), wide.shape[1])
 
 
@@ -222,7 +228,9 @@ def _join_arrays(files: list[Path], target: Path) -> None:
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if pyarrow.types.is_fixed_size_list(column.type):
-            arrays[name] = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            arrays[name] = (
+                column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+            )
         else:
             values = column.to_numpy(zero_copy_only=False)
             arrays[name] = values.astype(str) if values.dtype == object else values

@@ -140,7 +140,7 @@ class Mosquitto:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             said = subprocess.run([program, "-h"], capture_output=True, text=True, timeout=10, check=False)
             found = re.search(r"version (\S+)", said.stdout)
-            return found[1] if found else "unknown"
+            return f"Mosquitto {found[1]}" if found else "unknown"
         return "unknown"
 
 
