@@ -8,6 +8,7 @@ with mlpacker.open("iris") as iris:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -30,7 +31,7 @@ from mlpacker_runtime.stream.settings import to_json as settings_json
 
 from . import streaming, trust
 from .environments import variables
-from .errors import BadDescription, EnvironmentFailed, ModelFailed
+from .errors import BadDescription, EnvironmentFailed, MlpackerError, ModelFailed, NotFound, StoreFailed
 from .events import Events, Silent
 
 if TYPE_CHECKING:
@@ -105,7 +106,13 @@ class Mlpacker:
         from .stores.layout import LayoutStore
 
         self.home = (Path(home).expanduser() if home is not None else default_home()).absolute()
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as cause:
+            raise StoreFailed(
+                f"{self.home} can't be made: {cause.strerror}.",
+                "Name another folder: MLPACKER_HOME, or --home.",
+            ) from cause
         self.events: Events = events or Silent()
         self.store = LayoutStore(self.home / "store")
 
@@ -173,12 +180,39 @@ class Mlpacker:
             allow_build=allow_build,
         )
         with tempfile.TemporaryDirectory(prefix="mlpacker-pack-") as folder:
-            packed = packing.pack(described, Path(folder), self.home, options, self.events)
+            packed = packing.pack(
+                described,
+                Path(folder),
+                self.home,
+                options,
+                self.events,
+                lambda made: None if move else self._refuse_taken(described.name, described.version, made),
+            )
             self.events.step("Writing the package")
             digest = self._record(packed, move)
         if vendor:
             self.vendor(digest)
         return self.inspect(digest)
+
+    def _refuse_taken(self, name: str, version: str | None, folder: Path) -> None:
+        """Raises BadDescription where name:version is taken by other models or code: better now than after the long work."""
+        from .stores import packages
+
+        if version is None:
+            return
+        try:
+            digest = packages.resolve(self.store, f"{name}:{version}")
+        except NotFound:
+            return
+        there = packages.read_files(self.store, digest)
+        kept = {p: d.digest for p, d in there.items() if p.startswith(("models/", "code/"))}
+        if kept != {
+            f"{top}/{f.relative_to(folder / top).as_posix()}": f"sha256:{hashlib.sha256(f.read_bytes()).hexdigest()}"
+            for top in ("models", "code")
+            for f in (folder / top).rglob("*")
+            if f.is_file()
+        }:
+            raise packages.taken(f"{name}:{version}", digest)
 
     def _record(self, packed: packing.Packed, move: bool) -> str:
         """Into the store, with what hangs on it; accepted here, because it was packed here."""
@@ -206,7 +240,11 @@ class Mlpacker:
             if found.damage:
                 self.events.warn(f"{found.digest} is damaged: {found.damage}")
                 continue
-            info = self._info(found.digest, found.size)
+            try:
+                info = self._info(found.digest, found.size)
+            except MlpackerError as error:
+                self.events.warn(f"{found.digest} is damaged: {error}")
+                continue
             listed += [Listed(ref, info) for ref in (found.refs or (found.digest,))]
         return listed
 

@@ -88,7 +88,9 @@ def test_another_content_under_a_taken_version_needs_a_word(person: Person) -> N
         "--python",
         person.python,
     )
-    assert "--move" in person.says(*words, code=2).stderr
+    refused = person.says(*words, code=2).stderr
+    assert "--move" in refused
+    assert "Asking the training interpreter" not in refused, "it is said before the long work"
     person.says(*words, "--move")
 
 

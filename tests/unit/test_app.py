@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlpacker import Mlpacker, app
-from mlpacker.errors import BadDescription, BadInput
+from mlpacker.errors import BadDescription, BadInput, StoreFailed
 from mlpacker.events import Silent
 
 
@@ -81,3 +81,9 @@ def test_a_relative_home_is_one_place_wherever_we_go(tmp_path: Path, monkeypatch
     assert Mlpacker("here").home == tmp_path / "here"
     monkeypatch.setenv("MLPACKER_HOME", "there")
     assert Mlpacker().home == tmp_path / "there"
+
+
+def test_a_home_that_can_not_be_made_is_said_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreFailed, match="can't be made"):
+        Mlpacker(tmp_path / "file" / "home")

@@ -608,7 +608,9 @@ def test_the_address_of_a_registry_is_told_what_is_wrong_and_repeats_no_secret(t
 def test_texts_of_a_table_become_what_the_signature_says() -> None:
     fields = (Field("depth", "float64"), Field("bolts", "int64"), Field("rock", "string"))
     read = payloads.decoder("auto", fields, {})
-    message = Message("0", 1, b'{"depth": "1.5", "bolts": "3", "rock": "7", "other": "x"}', None, brokers.CELLS)
+    message = Message(
+        "0", 1, b'{"depth": "1.5", "bolts": "3", "rock": "7", "other": "x"}', None, brokers.CELLS
+    )
     assert read.decode(message).records == [{"depth": 1.5, "bolts": 3, "rock": "7", "other": "x"}]
     with pytest.raises(BadInput):
         read.decode(Message("0", 2, b'[{"depth": "1.5"}]', None, brokers.CELLS))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +82,22 @@ class _Rehearsal:
     recorders: dict[str, describe.Recorder]
 
 
-def pack(pipeline: Pipeline, folder: Path, home: Path, options: Options, events: Events) -> Packed:
+def pack(
+    pipeline: Pipeline,
+    folder: Path,
+    home: Path,
+    options: Options,
+    events: Events,
+    drafted_in: Callable[[Path], None] = lambda folder: None,
+) -> Packed:
     """Fill `folder` with a package of the pipeline.
 
+    drafted_in: told when the models and the code lie in the folder; what it raises stops us before the long work.
     Raises BadDescription, BadInput, Refused, EnvironmentFailed or NotProvable.
     """
     events.step("Reading and auditing")
     drafted = draft.make(pipeline, folder, options.trust)
+    drafted_in(folder)
     sample = _sample(pipeline, drafted)
     if pipeline.expect is not None:
         tables.read(pipeline.expect, SAMPLE_ROWS)  # what nobody can read is said before the long work

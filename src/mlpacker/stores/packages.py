@@ -229,17 +229,22 @@ def tag(store: Store, ref: str, new: str, *, move: bool = False) -> str:
     return find(after, wanted.tag).digest
 
 
+def taken(tag: str, digest: str) -> BadDescription:
+    """What is said where a name and version are another package's."""
+    return BadDescription(
+        f"{tag} is another package already: {short(digest)}.",
+        "Give another version, or --move to let the name go over to the new one.",
+        existing=digest,
+    )
+
+
 def _taken_from_others(index: Index, ref: Ref, digest: str, move: bool) -> Index:
     """The index without that name on any other package. What has no name left stays, unnamed, until it is removed."""
     other = next((e for e in index if e.ref == ref.tag and e.digest != digest), None)
     if other is None:
         return index
     if ref.version not in (None, LATEST) and not move:
-        raise BadDescription(
-            f"{ref.tag} is another package already: {short(other.digest)}.",
-            "Give another version, or --move to let the name go over to the new one.",
-            existing=other.digest,
-        )
+        raise taken(ref.tag, other.digest)
     if any(e.digest == other.digest and e is not other for e in index):
         return tuple(e for e in index if e is not other)
     unnamed = replace(other, annotations={PACKED_AS: str(name_of(other))})
