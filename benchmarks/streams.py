@@ -53,6 +53,7 @@ class Taker:
     script: tuple[str, ...] = ()
     field: bytes = stream_ends.FIELD
     module: bool = False
+    flags: tuple[str, ...] = ()
 
     @property
     def labelled(self) -> bool:
@@ -264,13 +265,23 @@ def _measure(taker: Taker, stage: Stage, options: argparse.Namespace, results: R
         done = stage.rate(taker, options.few if taker.kind == AT_ONCE else options.rows)
         results.rates.setdefault((taker.broker, taker.name), []).append(done)
         run.say(f"  {label}: {done.rate:,.0f} rows/s, {done.core:,.1f} µs of the core a row")
-        if taker.kind in (OURS, USUAL) and taker.broker != "kafka":
-            age = replace(stage, number=stage.number + 10_000).age(taker, options.seconds)
-            results.ages.setdefault((taker.broker, taker.name), []).append(age)
-            run.say(f"    age at 1,000 rows/s: p50 {age.p50:.2f} ms, p99 {age.p99:.2f} ms")
+        if taker.broker != "kafka":
+            for number, paced in enumerate(_paced(taker)):
+                age = replace(stage, number=stage.number + 10_000 * (number + 1)).age(paced, options.seconds)
+                results.ages.setdefault((taker.broker, paced.name), []).append(age)
+                run.say(f"    {paced.name} at 1,000 rows/s: p50 {age.p50:.2f} ms, p99 {age.p99:.2f} ms")
     except (OSError, TooFew, subprocess.SubprocessError) as cause:
         results.skipped[label] = str(cause)
         run.say(f"  skipping {label}: {cause}")
+
+
+def _paced(taker: Taker) -> list[Taker]:
+    """How a contestant is run whose answers' age is measured."""
+    if taker.kind == USUAL:
+        return [replace(taker, script=(taker.script[0], "paced"), name=taker.name.replace(" in batches", ""))]
+    if taker.kind == OURS:
+        return [taker, replace(taker, flags=("--wait", "2"), name=f"{taker.name} --wait 2")]
+    return []
 
 
 @dataclass(frozen=True)
@@ -303,8 +314,7 @@ class Stage:
         """From a row's time in the broker to its answer's, at 1,000 rows/s; the first second does not count."""
         source, sink = self.topics
         count = int(seconds * 1000)
-        paced = replace(taker, script=(taker.script[0], "paced")) if taker.script else taker
-        with self._running(paced) as process:
+        with self._running(taker) as process:
             _pace(self.ends.sender(source, taker.field), self.bench.rows(WARM + count)[WARM:])
             self._await(process, sink, WARM + count, 15.0)
         came, went = self.ends.read(source, WARM + count), self.ends.read(sink, WARM + count)
@@ -336,15 +346,8 @@ class Stage:
         source, sink = self.topics
         server = self.ends.server
         if not taker.script:
-            words = [
-                _mlpacker(),
-                "stream",
-                f"{MODEL}:v0",
-                "--name",
-                f"bench-{self.number}",
-                "--outputs",
-                "predict",
-            ]
+            words = [_mlpacker(), "stream", f"{MODEL}:v0", "--name", f"bench-{self.number}", *taker.flags]
+            words += ["--outputs", "predict"]
             words += ["--from", server.address(source), "--to", server.address(sink)]
             return words, {"MLPACKER_HOME": str(self.bench.home)}
         python, script = self.bench.pythons[taker.venv], SCRIPTS / taker.script[0]

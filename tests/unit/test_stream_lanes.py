@@ -453,6 +453,17 @@ def test_a_bad_row_among_columns_is_a_letter_of_its_number() -> None:
     assert done.outgoing[0].id == ids.answer(b"i" * 16, 1, "double", 0)
 
 
+def test_rows_whose_shapes_differ_are_asked_apart_and_a_ragged_message_is_a_letter() -> None:
+    def summed(batch: Batch) -> Outcome:
+        return Outcome(Batch({"y": batch["t"].sum(axis=1)}, batch.rows))
+
+    tensor = (Field("t", "float64", (-1, -1)),)
+    rows = ({"t": [1.0, 2.0]}, {"t": [1.0, 2.0, 3.0]}, [{"t": [1.0]}, {"t": [1.0, 2.0]}], {"t": [5.0]})
+    dones = lane(summed, inputs=tensor).answer([part(i, row) for i, row in enumerate(rows)])
+    assert [values(d) for d in dones] == [[{"y": 3.0}], [{"y": 6.0}], [], [{"y": 5.0}]]
+    assert ["shape" in letter.reason for letter in dones[2].letters] == [True, True]
+
+
 def test_what_was_forgotten_is_not_asked() -> None:
     runs = Runs(doubled)
     parts = [part(1, {"k": "a", "x": 1}), part(2, {"k": "a", "x": 2})]

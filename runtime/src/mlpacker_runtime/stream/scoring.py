@@ -14,7 +14,7 @@ import numpy as np
 from ..batch import Batch, Outcome, concat, to_records
 from ..brokers import Outgoing
 from ..engine import Engine
-from ..errors import MlpackerError, ModelFailed
+from ..errors import BadInput, MlpackerError, ModelFailed
 from ..rest.answers import records
 from ..rest.rows import Read, Reader
 from ..signature import Field
@@ -89,13 +89,23 @@ class Lane:
 
     def answer(self, parts: Sequence[Part]) -> list[Done]:
         """In the order of the parts. Raises only what is no row's fault (the lane's end)."""
-        live = [p for p in parts if not p.delivery.forgotten]
         dones = {id(p): Done(p.delivery, [], [], p.count) for p in parts}
-        if live:
-            batch, errors = self._read(live)
-            outcome, attempts = self._run(batch)
-            self._tell(live, dones, batch, outcome, errors, attempts)
+        self._answer([p for p in parts if not p.delivery.forgotten], dones)
         return [dones[id(p)] for p in parts]
+
+    def _answer(self, parts: Sequence[Part], dones: dict[int, Done]) -> None:
+        if not parts:
+            return
+        try:
+            batch, errors = self._read(parts)
+        except (BadInput, ValueError) as cause:  # they do not go together, as tensors of several shapes
+            if len(parts) > 1:
+                for part in parts:
+                    self._answer([part], dones)
+                return
+            batch, errors = Batch({}), dict.fromkeys(range(parts[0].count), str(cause))
+        outcome, attempts = self._run(batch)
+        self._tell(parts, dones, batch, outcome, errors, attempts)
 
     # --- in -------------------------------------------------------------------------------------------------------------
 
