@@ -327,7 +327,7 @@ def _streams_introduction(versions: Mapping[str, str]) -> str:
 `mlpacker stream`, as a user starts it, beside consumers written by hand and other stream tools. Rows are JSON lists of 30 floats, the model
 is a scaler and a logistic regression, answers are JSON. One core for a contestant (all of its processes), the other for the broker, which runs in its **default
 settings** (nothing is flushed to disk before it is confirmed), once for all. A contestant answers {WARM_ROWS} rows, is stopped while its topic is filled, and goes on:
-timed from then until the last answer is in the broker. Every run ends with the check that all answers are there, are scikit-learn's, and are in the order of the rows.
+timed from then until the last answer is in the broker. Rounds are interleaved; numbers are medians, in brackets the lowest and the highest round. Every run ends with the check that all answers are there, are scikit-learn's, and are in the order of the rows.
 All acknowledge only after their answer is published, but for Bytewax, which without its recovery store acknowledges nothing.
 
 Measured {datetime.datetime.now(datetime.timezone.utc).date().isoformat()} with {known}. Load average of the machine meanwhile: {load:.1f}."""
@@ -379,5 +379,13 @@ def _stream_ages(ages: Ages) -> str:
         _line(["", "contestant", "p50, ms", "p99, ms"]) + "\n" + _line(["---", "---", "---:", "---:"]),
     ]
     for (broker, name), found in ages.items():
-        lines[-1] += "\n" + _line([broker, name, _spread(found, "p50"), _spread(found, "p99")])
+        lines[-1] += "\n" + _line([broker, name, _ages_of(found, "p50"), _ages_of(found, "p99")])
     return "\n\n".join(lines)
+
+
+def _ages_of(found: Sequence[Age], measure: str) -> str:
+    values = sorted(getattr(age, measure) for age in found)
+    low, middle, high = (
+        _number(v) if v else "<1" for v in (values[0], statistics.median(values), values[-1])
+    )
+    return middle if len(values) == 1 else f"{middle} ({low}–{high})"

@@ -64,7 +64,6 @@ CLIENTS = (
     "nats-py>=2.9,<3",
     "redis>=5",
     "confluent-kafka>=2.6",
-    "pika>=1.3",
     SCIKIT_LEARN[0],
     "msgspec>=0.18",
 )
@@ -250,7 +249,8 @@ def _broker(broker: str, folder: Path, bench: Bench, options: argparse.Namespace
         contextmanager(stream_ends.started)(broker, folder) as ends,
     ):
         run.say(ends.server.version())
-        results.versions[broker] = ends.server.version()
+        name, _, version = ends.server.version().rpartition(" ")
+        results.versions[name] = version
         entered = _chosen(broker, options)
         for number in range(options.rounds):
             for taker in entered[:: -1 if number % 2 else 1]:

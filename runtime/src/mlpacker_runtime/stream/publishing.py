@@ -192,6 +192,8 @@ class Publisher:
     def _refused(self, dones: Sequence[Done], refused: Mapping[int, str]) -> list[Letter]:
         """Answers that the sink will never take, as letters of the messages they answer."""
         owners = [(d, o) for d in dones for o in d.outgoing]
+        for at in refused:
+            owners[at][0].delivery.buried = True
         return [
             Letter(
                 owners[at][0].delivery.message,
@@ -222,8 +224,9 @@ class Publisher:
         whole: list[bytes] = []
         for done in dones:
             delivery = done.delivery
+            delivery.buried = delivery.buried or bool(done.letters)
             delivery.left -= 1
-            if delivery.left == 0:
+            if delivery.left == 0 and not delivery.buried:
                 whole.append(delivery.id)
             finished(now - (delivery.message.time or delivery.at))
         self.repeats.answered(*whole)

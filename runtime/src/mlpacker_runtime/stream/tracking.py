@@ -11,16 +11,18 @@ from ..brokers import Message
 class Delivery:
     """A message that is out. left: parts of it that are not finished; written by the publisher's thread once it is out.
 
-    forgotten: its partition was given up, so nobody waits for it. id: see `ids`. at: when it was read, by the wall clock.
+    buried: some of it became a dead letter, so that it may be sent again and is no repeat then. forgotten: its partition was
+    given up, so nobody waits for it. id: see `ids`. at: when it was read, by the wall clock.
     """
 
-    __slots__ = ("at", "forgotten", "id", "left", "message")
+    __slots__ = ("at", "buried", "forgotten", "id", "left", "message")
 
     def __init__(self, message: Message, id: bytes, at: float, left: int = 1) -> None:
         self.message = message
         self.id = id
         self.at = at
         self.left = left
+        self.buried = False
         self.forgotten = False
 
 
