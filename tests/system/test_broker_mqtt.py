@@ -408,7 +408,7 @@ def test_client_ids_stay_the_same_and_differ_by_group_topic_and_unordered_member
 def test_explain_says_what_it_was_told_and_what_not(server):
     told = mqtt.explain(parse(server.address("plant")), "source")
     named = {s.name: s for s in told.settings}
-    assert named["version"].value == f"mosquitto version {server.version()}"
+    assert named["version"].value == f"mosquitto version {server.version().split()[-1]}"
     assert named["max_queued_messages"].value is None
     assert not any("could not be asked" in sentence for sentence in told.holds)
     away = mqtt.explain(parse("mqtt://127.0.0.1:1/plant"), "sink")

@@ -16,8 +16,10 @@ import httpx
 import pytest
 
 from mlpacker.environments import interpreters
+from mlpacker.environments.resolve import runtime_requirements
 from mlpacker.environments.runtime_wheel import build, read, runtime_wheel
 from mlpacker.errors import EnvironmentFailed
+from mlpacker_runtime.brokers import EXTRAS
 from mlpacker_runtime.manifest import Manifest, Stage, encode
 from mlpacker_runtime.signature import Field
 
@@ -175,10 +177,19 @@ def test_everything_imports_at_both_ends_of_the_ranges(
     base = interpreters.find(python)
     if base is None:
         pytest.skip(f"no Python {python} on this machine")
-    chosen = wheel if package == "mlpacker" else carried(wheel, tmp_path)
+    runtime = carried(wheel, tmp_path)
+    extras = ",".join(runtime_requirements(runtime).extras)
+    chosen = wheel if package == "mlpacker" else f"mlpacker-runtime[{extras}] @ {runtime.as_uri()}"
     options = ("--resolution", resolution, "--only-binary", ":all:")
     made = environment(tmp_path / "venv", base.path, *options, chosen)
     assert f"{package}.errors" in run(made, "-I", "-c", IMPORT_ALL, package, cwd=tmp_path)
+
+
+def test_without_an_extra_its_broker_says_which_is_missing(wheel: Path, tmp_path: Path) -> None:
+    made = environment(tmp_path / "venv", Path(sys.executable), carried(wheel, tmp_path))
+    for scheme, extra in EXTRAS.items():
+        code = f"from mlpacker_runtime import brokers, errors\ntry: brokers.get({scheme!r})\nexcept errors.BadDescription as e: print(e)"
+        assert f"mlpacker-runtime[{extra}]" in run(made, "-I", "-c", code, cwd=tmp_path)
 
 
 @pytest.fixture
