@@ -99,9 +99,8 @@ def run(argv: Sequence[str], environ: Mapping[str, str], of: Settings) -> dict[s
     """
     began, summary = time.monotonic(), Path(of.state) / SUMMARY
     summary.unlink(missing_ok=True)
-    words = [w if w != "mlpacker_runtime" else "mlpacker_runtime.stream.replay" for w in argv]
     out = None if parse(of.sink).scheme == "-" else subprocess.DEVNULL
-    process = subprocess.Popen(words, env=dict(environ), stdout=out)
+    process = subprocess.Popen(list(argv), env=dict(environ), stdout=out)
     with _passed_on(process):
         try:
             code = process.wait()

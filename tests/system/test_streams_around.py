@@ -74,11 +74,15 @@ def test_dead_letters_on_a_broker_are_sent_again_and_dropped_from_the_oldest_on(
     assert [m.value for m in read(server.address("rows"), "looks")] == [b"0"]
 
 
+FAR = "time:4000000000"
+"""Beyond all that is there."""
+
+
 def replayed(folder: Path, package: Path, settings: Settings) -> dict[str, Any]:
     argv = [
         sys.executable,
         "-m",
-        "mlpacker_runtime.stream.replay",
+        "mlpacker_runtime",
         "serve",
         "--package",
         str(package),
@@ -110,7 +114,9 @@ def test_a_past_is_replayed_to_its_end_with_the_ids_of_the_original(server: Any,
     package = draft(tmp_path / "package")
     for name in ("first", "second"):
         folder = tmp_path / name
-        settings = Settings(name, server.address("past"), server.address(name), str(folder), ids_as="bolts")
+        settings = Settings(
+            name, server.address("past"), server.address(name), str(folder), ids_as="bolts", until=FAR
+        )
         told = replayed(folder, package, settings)
         assert (told["ended"], told["rows"]["answered"]) == (True, 50)
     both = {"a": server.address("first"), "b": server.address("second")}

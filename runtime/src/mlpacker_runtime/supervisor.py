@@ -192,8 +192,7 @@ class Supervisor:
             "sockets": self.sockets,
             "options": asdict(self.options),
         }
-        kind = "rest" if self.options.stream is None else "stream"
-        argv = [*same_interpreter(), "-m", f"mlpacker_runtime.{kind}.worker"]
+        argv = [*same_interpreter(), "-m", worker_module(self.options)]
         passed = [listener.fileno(), write]
         for end, name, descriptor in (("source", "stdin", 0), ("sink", "stdout", 1)):
             if self._rows_on(end):
@@ -383,6 +382,15 @@ class Supervisor:
                     process.popen.kill()
                 process.popen.wait()
                 process.popen = None
+
+
+def worker_module(options: Options) -> str:
+    """What a worker's process runs: a stream that has an end is a replay."""
+    if options.stream is None:
+        return "mlpacker_runtime.rest.worker"
+    return (
+        "mlpacker_runtime.stream.replay" if options.stream.get("until") else "mlpacker_runtime.stream.worker"
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

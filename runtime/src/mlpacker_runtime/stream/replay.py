@@ -1,7 +1,7 @@
-"""A replay's processes: those of a stream, but that the source ends where its past does.
+"""A replay's process: that of a stream whose source ends where its past does.
 
-`python -m mlpacker_runtime.stream.replay serve …` in place of `python -m mlpacker_runtime serve …`; the worker that the supervisor
-starts is this module too. What was done is left as `replayed.json` in the state folder.
+`python -m mlpacker_runtime.stream.replay`, started by the supervisor where the settings say `until`. What was done is left as
+`replayed.json` in the state folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from .. import brokers, serve, supervisor
+from .. import brokers
 from ..brokers import Source
 from ..errors import MlpackerError, Unusable
 from . import past, worker
@@ -18,7 +18,6 @@ from . import settings as settings_of
 from .job import Job
 
 SUMMARY = "replayed.json"
-TOP = "serve"
 
 
 class Replay(worker.Stream):
@@ -58,19 +57,5 @@ class Replay(worker.Stream):
             self.log("kept", level="warning", group=self.settings.reads_as, reason=error.sentence)
 
 
-def _top(argv: list[str]) -> int:
-    """The supervisor, which starts this module where it would start a stream's worker."""
-    same = supervisor.same_interpreter
-    supervisor.same_interpreter = lambda: [*same(), "-m", __spec__.name]
-    return serve.main(argv)
-
-
-def main(argv: list[str]) -> int:
-    if argv[:1] == [TOP]:
-        return _top(argv[1:])
-    worker.Stream = Replay  # type: ignore[misc]
-    return worker.main()
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(worker.main(Replay))

@@ -335,7 +335,7 @@ def _streams(orders: dict[str, Any]) -> None:
     os.dup2(orders["stdout"] if orders.get("stdout") is not None else 2, 1)
 
 
-def main() -> int:
+def main(kind: type[Stream] = Stream) -> int:
     line = sys.stdin.buffer.raw.readline()  # type: ignore[union-attr]  # unbuffered: the thread reads the rest
     orders = json.loads(line)
     _streams(orders)
@@ -349,7 +349,7 @@ def main() -> int:
     options = from_json(json.dumps(orders["options"]))
     log = logger(options.log)
     try:
-        stream = Stream(orders, options, log, say)
+        stream = kind(orders, options, log, say)
         gc.freeze()
         gc.set_threshold(*COLLECTED)
         code = asyncio.run(stream.serve())
