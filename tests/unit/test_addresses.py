@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlpacker_runtime.brokers import BUILT_IN
+from mlpacker_runtime.brokers import BUILT_IN, get
 from mlpacker_runtime.brokers.address import SECRETS, Address, parse, reveal
 from mlpacker_runtime.errors import BadDescription
 
@@ -186,3 +186,12 @@ def test_tls_that_can_not_be_set_up_is_said_before_anything_is_sent(tmp_path: Pa
     assert parse("kafka://h/t").context() is None
     with pytest.raises(BadDescription, match="TLS"):
         parse(f"kafkas://h/t?ca={tmp_path}/none.pem").context()
+
+
+@pytest.mark.parametrize(
+    ("text", "carries"),
+    [("file:a.jsonl", False), ("-", False), ("mqtt://h/a?version=3", False), ("mqtt://h/a", True)],
+)
+def test_whether_messages_carry_headers_is_known_before_the_broker_is_there(text: str, carries: bool) -> None:
+    address = parse(text)
+    assert get(address.scheme).has_headers(address) is carries

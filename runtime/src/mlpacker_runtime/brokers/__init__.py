@@ -168,6 +168,8 @@ class Broker(Protocol):
     """What a broker's module offers.
 
     journalled: has no offsets of its own, so its messages go through the journal on this machine before they are acknowledged.
+    A module whose messages carry no headers, or not always, also has `has_headers(address)`: a sink says it too, and may be
+    away when it has to be known.
     """
 
     journalled: bool

@@ -60,6 +60,10 @@ def sink(address: Address, name: str) -> FileSink | OutputSink:
     return OutputSink(1) if address.scheme == "-" else FileSink(_path(address))
 
 
+def has_headers(address: Address) -> bool:
+    return False
+
+
 def explain(address: Address, role: str) -> Guarantee:
     if address.scheme == "-":
         return Guarantee(_INPUT if role == "source" else _OUTPUT)

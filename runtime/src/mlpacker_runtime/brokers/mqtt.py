@@ -77,6 +77,10 @@ _arrivals: dict[str, tuple[str, Iterator[int]]] = {}
 """Session → its incarnation and its counter of arrivals: they go on when a source is made anew in this process."""
 
 
+def has_headers(address: Address) -> bool:
+    return address.option("version", "5") == "5"
+
+
 def source(address: Address, reading: Reading, listener: Listener) -> MqttSource:
     """Subscribes. Ordered: one client id for the group, so that of two processes the later takes the session from the earlier,
     which ends with Unusable. Else: a shared subscription, with a client id for each member."""

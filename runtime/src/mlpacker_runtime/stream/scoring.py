@@ -183,7 +183,7 @@ class Lane:
         attempts: dict[int, int],
     ) -> None:
         owners: list[tuple[Done, Part, int]] = [(dones[id(p)], p, at) for p in parts for at in range(p.count)]
-        kept = self._kept(owners, batch)
+        kept, keys = self._echoed(owners, batch)
         answered_batch = _in_order(outcome.batch)
         rows = answered_batch.rows.tolist()
         answers = records(answered_batch) if rows else []
@@ -200,7 +200,8 @@ class Lane:
             if wording.in_payload:
                 value = {**value, "mlpacker_id": own}
             said.append(value)
-            told.append((done, own, self._key(kept, row, message.key), message))
+            key = keys.get(row)
+            told.append((done, own, message.key if key is None else str(key).encode(), message))
         for body, (done, own, key, message) in zip(self._encoded(said), told, strict=True):
             if isinstance(body, MlpackerError):
                 done.letters.append(Letter(message, body.sentence, own, stage=wording.stage))
@@ -229,31 +230,25 @@ class Lane:
                     found.append(error)
             return found
 
-    def _kept(self, owners: list[tuple[Done, Part, int]], batch: Batch) -> dict[int, dict[str, Any]] | None:
-        """What is echoed of each row, and its key; None where nothing is."""
-        names = (*self.wording.keep, *((self.wording.key,) if self.wording.key else ()))
-        if not names:
-            return None
-        kept: dict[int, dict[str, Any]] = {}
+    def _echoed(
+        self, owners: list[tuple[Done, Part, int]], batch: Batch
+    ) -> tuple[dict[int, dict[str, Any]] | None, dict[int, Any]]:
+        """What is echoed of each row, None where nothing is; and each row's value of the key field."""
+        keep, key = self.wording.keep, self.wording.key
+        if not keep and not key:
+            return None, {}
+        found: dict[int, dict[str, Any]] = {}
         for row, (_, part, at) in enumerate(owners):
             if part.rows.read is None:
                 record = part.rows.records[at]
                 if not isinstance(record, dict):
                     record = self._named([record])[0]
-                kept[row] = record if isinstance(record, dict) else {}
-        for row, record in (
-            zip(batch.rows.tolist(), to_records(batch), strict=True) if len(kept) < len(owners) else ()
-        ):
-            kept.setdefault(row, record)
-        keep = self.wording.keep
-        self._keys = {r: v.get(self.wording.key) for r, v in kept.items()} if self.wording.key else {}
-        return {row: {n: record[n] for n in keep if n in record} for row, record in kept.items()}
-
-    def _key(self, kept: dict[int, dict[str, Any]] | None, row: int, came: bytes | None) -> bytes | None:
-        if kept is None or not self.wording.key:
-            return came
-        value = self._keys.get(row)
-        return came if value is None else str(value).encode()
+                found[row] = record if isinstance(record, dict) else {}
+        if len(found) < len(owners):
+            for row, record in zip(batch.rows.tolist(), to_records(batch), strict=True):
+                found.setdefault(row, record)
+        kept = {row: {n: record[n] for n in keep if n in record} for row, record in found.items()}
+        return kept, {row: record.get(key) for row, record in found.items()} if key else {}
 
     def _headers(self, came: Sequence[tuple[str, bytes]], own: str) -> tuple[tuple[str, bytes], ...]:
         if self.wording.in_payload:

@@ -52,8 +52,6 @@ SWITCH_SECONDS = 0.0005
 COLLECTED = (50_000, 20, 100)
 """What lives for a batch has no cycles: looking for them after every 700 objects took a tenth of the time."""
 STANDBY_SECONDS = 0.5
-BARE = ("file", "-")
-"""Schemes whose messages carry no headers. The sink says it too, and may be away when lanes have to know."""
 
 
 class Stream:
@@ -178,11 +176,7 @@ class Stream:
     def _sink_has_headers(self) -> bool:
         broker, address = self._broker(self.settings.sink)
         told = getattr(broker, "has_headers", None)
-        if told is not None:
-            return bool(told(address))
-        return address.scheme not in BARE and (
-            address.scheme != "mqtt" or address.option("version", "5") == "5"
-        )
+        return told is None or bool(told(address))
 
     def _plain_sink(self) -> Sink:
         broker, address = self._broker(self.settings.sink)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .ledger import BROKEN, CRASH, POISON, SLOW
-from .subject import _signal
+from .subject import send_signal
 
 if TYPE_CHECKING:
     from .walk import World
@@ -41,7 +41,7 @@ def _killed_all(world: World) -> None:
 
 def _killed_stage_worker(world: World) -> None:
     for pid in world.subject.workers("mlpacker_runtime.hop.server"):
-        _signal(pid, signal.SIGKILL)
+        send_signal(pid, signal.SIGKILL)
 
 
 def _stopped(world: World) -> None:

@@ -102,7 +102,7 @@ class Subject:
         assert self.process is not None
         everyone = [*_children(self.process.pid), self.process.pid]
         for pid in everyone:
-            _signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
         self.process.wait()
 
     def pause(self) -> None:
@@ -113,7 +113,7 @@ class Subject:
 
     def _signal_workers(self, number: signal.Signals) -> None:
         for pid in self.workers():
-            _signal(pid, number)
+            send_signal(pid, number)
 
     def stop(self, seconds: float = 30) -> int:
         """As an operator stops it; the exit code."""
@@ -138,7 +138,7 @@ def member(settings: Settings, name: str, folder: Path) -> Settings:
     return replace(settings, state=str(folder / f"state-{name}"), dead_letters=settings.letters, member=name)
 
 
-def _signal(pid: int, number: signal.Signals) -> None:
+def send_signal(pid: int, number: signal.Signals) -> None:
     try:
         os.kill(pid, number)
     except ProcessLookupError:

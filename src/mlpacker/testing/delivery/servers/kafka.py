@@ -10,8 +10,6 @@ import fcntl
 import importlib.util
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import time
 import uuid
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlpacker.testing.delivery.proxy import Proxy
+from mlpacker.testing.delivery.servers.process import Running, free_ports
 
 VERSION = "4.1.2"
 """The newest line whose broker runs on Java 17 and whose clients of all ages it takes."""
@@ -73,7 +72,7 @@ RELAYS = 3
 """Listeners that tell clients to come back through a proxy: Kafka's clients connect where the broker says it is."""
 
 
-class Kafka:
+class Kafka(Running):
     """A real broker of the test's own: on loopback, on free ports, its data in `folder`, as durable as it can be set.
 
     users: name → password; then a second listener (`guarded`) wants SASL PLAIN. certificate: a PEM file with key and
@@ -93,7 +92,7 @@ class Kafka:
     ) -> None:
         self.folder = folder
         self.durable = durable
-        self.port, self.guarded, self._controller, *relayed = _free_ports(3 + 2 * RELAYS)
+        self.port, self.guarded, self._controller, *relayed = free_ports(3 + 2 * RELAYS)
         self._relayed = tuple(zip(relayed[:RELAYS], relayed[RELAYS:], strict=True))
         self._relays = list(self._relayed)
         self._users, self._certificate = dict(users or {}), certificate
@@ -143,27 +142,6 @@ class Kafka:
             self.kill()
             raise
 
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
-
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        """End it in peace, within ten seconds."""
-        self._signal(signal.SIGCONT)
-        self._signal(signal.SIGTERM)
-        if self._process is not None:
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-
     def make(self, topic: str, partitions: int = 1, **settings: str) -> None:
         """settings: the topic's own, with underscores for dots (`max_message_bytes="2000"`)."""
         from confluent_kafka.admin import NewTopic
@@ -199,13 +177,6 @@ class Kafka:
         """A proxy that this broker's clients stay behind; there are RELAYS of them. Closed by who asks."""
         port, advertised = self._relays.pop(0)
         return Proxy(port, listen=advertised)
-
-    def __enter__(self) -> Kafka:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     @property
     def _log(self) -> Path:
@@ -290,22 +261,10 @@ class Kafka:
     def _last_words(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-30:])
 
-    def _signal(self, number: int) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
 
 def _address(place: str, topic: str, options: Mapping[str, str]) -> str:
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{place}/{topic}" + (f"?{query}" if query else "")
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 # --- The server's jars -----------------------------------------------------------------------------------------------

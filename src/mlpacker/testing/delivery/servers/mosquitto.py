@@ -6,13 +6,14 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlencode
+
+from mlpacker.testing.delivery.servers.process import Running
 
 DURABLE = (
     "persistence true",
@@ -27,7 +28,7 @@ DEBIAN = ("persistence true",)
 """What Debian ships: on disk every 30 minutes and when it ends in peace."""
 
 
-class Mosquitto:
+class Mosquitto(Running):
     """A real broker of the test's own: on loopback, on a free port, its data in `folder`, as durable as it can be set.
 
     durable: False for Debian's default. extra: further lines of its configuration. tls: files `(ca, cert, key)` for a second port.
@@ -93,39 +94,6 @@ class Mosquitto:
                 return True
         except OSError:
             return False
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(10)
-
-    def pause(self) -> None:
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._send(signal.SIGCONT)
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def stop(self) -> None:
-        """End it in peace, after which its data is on disk whatever its settings."""
-        self.resume()
-        self._send(signal.SIGTERM)
-        if self._process is not None:
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._process = None
-
-    def __enter__(self) -> Mosquitto:
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
 
     def address(self, topic: str, **options: str) -> str:
         return f"mqtt://127.0.0.1:{self.port}/{topic}" + (f"?{urlencode(options)}" if options else "")

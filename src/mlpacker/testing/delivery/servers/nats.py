@@ -6,7 +6,6 @@ import fcntl
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+from mlpacker.testing.delivery.servers.process import Running, free_ports
+
 VERSION = "v2.10.29"
 MODULE = "github.com/nats-io/nats-server/v2"
 BUILD_SECONDS = 900
@@ -25,7 +26,7 @@ DURABLE = "sync_interval: always"
 """What is confirmed is on disk, not only with the system."""
 
 
-class Nats:
+class Nats(Running):
     """A real broker of the test's own: on loopback, on free ports, its data in `folder`, as durable as it can be set.
 
     durable: False for the defaults. settings: further lines of its configuration. user: `(name, password)`, without which nobody
@@ -44,7 +45,7 @@ class Nats:
         tls: tuple[Path, Path, Path] | None = None,
     ) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         self._user, self._tls = user, tls
         self._process: subprocess.Popen[bytes] | None = None
         self._lines = [
@@ -82,27 +83,6 @@ class Nats:
                 last = "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
                 raise RuntimeError(f"NATS does not start:\n{last}")
             time.sleep(0.02)
-
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait(10)
-
-    def pause(self) -> None:
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._send(signal.SIGCONT)
-
-    def stop(self) -> None:
-        self.resume()
-        self._send(signal.SIGTERM)
-        if self._process is not None:
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._process = None
 
     def address(self, topic: str, **options: str) -> str:
         scheme = "natss" if self._tls else "nats"
@@ -146,13 +126,6 @@ class Nats:
     def version(self) -> str:
         return f"NATS {_version(_program()) or 'of no known version'}"
 
-    def __enter__(self) -> Nats:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     @property
     def _log(self) -> Path:
         return self.folder / "nats.log"
@@ -166,19 +139,9 @@ class Nats:
         except OSError:
             return False
 
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
 
 def stream_name(topic: str) -> str:
     return re.sub(r"[^\w-]", "_", topic.replace(">", "all").replace("*", "any"))
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 # --- The program -----------------------------------------------------------------------------------------------------

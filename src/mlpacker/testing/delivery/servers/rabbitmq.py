@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlpacker.testing.delivery.servers.process import END_SECONDS, Running, free_ports
 from mlpacker_runtime.brokers.address import Address
 
 SCRIPTS = "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin"
@@ -41,7 +41,7 @@ ssl_options.verify = verify_none
 """
 
 
-class RabbitMQ:
+class RabbitMQ(Running):
     """A real broker of the test's own: on loopback, on free ports, its data in `folder`, as durable as it can be set.
 
     max_bytes: the largest message it takes. settings: further lines of its configuration. certificate: a file with the key and
@@ -61,12 +61,12 @@ class RabbitMQ:
     ) -> None:
         self.folder = folder
         self.durable = durable
-        self.port, self.tls_port, self._dist, self._epmd = _free_ports(4)
+        self.port, self.tls_port, self._dist, self._epmd = free_ports(4)
         self._node = f"mlpacker-{uuid.uuid4().hex[:8]}@localhost"
         if certificate is not None:
             settings = [*settings, *TLS.format(port=self.tls_port, file=certificate).splitlines()]
         self._config = CONFIG.format(port=self.port, max_bytes=max_bytes, more="\n".join(settings))
-        self._beam: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._mapper: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -86,37 +86,22 @@ class RabbitMQ:
         (self.folder / "none").touch()
         self._start_mapper()
         with (self.folder / "output").open("ab") as output:
-            self._beam = subprocess.Popen(
+            self._process = subprocess.Popen(
                 [f"{_scripts()}/rabbitmq-server"], env=self._environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._await()
 
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        if self._beam is not None:
-            self._beam.wait()
-
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
     def stop(self) -> None:
-        self.resume()
-        self._signal(signal.SIGTERM)
-        for process in (self._beam, self._mapper):
-            if process is None:
-                continue
-            if process is self._mapper:
-                process.terminate()
+        super().stop()
+        if self._mapper is not None:
+            self._mapper.terminate()
             try:
-                process.wait(20)
+                self._mapper.wait(END_SECONDS)
             except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._beam = self._mapper = None
+                self._mapper.kill()
+                self._mapper.wait()
+        self._mapper = None
 
     def address(self, topic: str, **options: str) -> str:
         return str(Address("amqp", topic, (("127.0.0.1", self.port),), options=options))
@@ -148,13 +133,6 @@ class RabbitMQ:
     def version(self) -> str:
         with self.connect() as connection:
             return f"RabbitMQ {connection._impl.server_properties['version']}"
-
-    def __enter__(self) -> RabbitMQ:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def _start_mapper(self) -> None:
         """A port mapper in the foreground: one that the broker started itself would outlive it."""
@@ -188,7 +166,7 @@ class RabbitMQ:
         }
 
     def _await(self) -> None:
-        process = self._beam
+        process = self._process
         assert process is not None
         ready = _until(lambda: process.poll() is not None or _answers(self.port, b"AMQP\0\0\t\1"), STARTS)
         if not ready or process.poll() is not None:
@@ -205,25 +183,10 @@ class RabbitMQ:
         ]
         return "\n".join(lines)
 
-    def _signal(self, which: signal.Signals) -> None:
-        if self._beam is not None and self._beam.poll() is None:
-            self._beam.send_signal(which)
-
 
 def _scripts() -> str | None:
     found = sorted(Path("/").glob(SCRIPTS.lstrip("/") + "/rabbitmq-server"))
     return str(found[-1].parent) if found else None
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def _answers(port: int, say: bytes = b"") -> bool:

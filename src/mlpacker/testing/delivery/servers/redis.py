@@ -6,7 +6,6 @@ Debian's own settings (`durable=False`) keep rows in memory and write a snapshot
 from __future__ import annotations
 
 import shutil
-import signal
 import socket
 import subprocess
 import time
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mlpacker.testing.delivery.servers.process import Running, free_ports
 from mlpacker_runtime.brokers.address import Address
 
 STARTS = 30.0
@@ -22,7 +22,7 @@ DURABLE = ("appendonly yes", "appendfsync always", "maxmemory-policy noeviction"
 MADE_BY = "mlpacker-made"
 
 
-class Redis:
+class Redis(Running):
     """A real broker of the test's own: on loopback, on free ports, its data in `folder`, as durable as it can be set.
 
     settings: further lines of its configuration.
@@ -32,7 +32,7 @@ class Redis:
 
     def __init__(self, folder: Path, *, durable: bool = True, settings: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         own = ["bind 127.0.0.1", f"port {self.port}", "daemonize no", f"dir {folder}"]
         self._settings = [*own, *(DURABLE if durable else ()), *settings]
         self._process: subprocess.Popen[bytes] | None = None
@@ -56,27 +56,6 @@ class Redis:
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._await()
-
-    def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        if self._process is not None:
-            self._process.wait()
-
-    def pause(self) -> None:
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._signal(signal.SIGCONT)
-
-    def stop(self) -> None:
-        self.resume()
-        self._signal(signal.SIGTERM)
-        if self._process is not None:
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.kill()
-        self._process = None
 
     def address(self, topic: str, **options: str) -> str:
         return str(Address("redis", topic, (("127.0.0.1", self.port),), options=options))
@@ -104,13 +83,6 @@ class Redis:
         ).stdout
         return "Redis " + next(word[2:] for word in told.split() if word.startswith("v="))
 
-    def __enter__(self) -> Redis:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
     def _await(self) -> None:
         process, end = self._process, time.monotonic() + STARTS
         assert process is not None
@@ -123,16 +95,6 @@ class Redis:
 
     def _last_words(self) -> str:
         return "\n".join((self.folder / "output").read_text(errors="replace").splitlines()[-15:])
-
-    def _signal(self, which: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(which)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:
