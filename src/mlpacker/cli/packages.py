@@ -195,9 +195,10 @@ def verify(ref: str, home: Path | None, as_json: bool) -> None:
     from .drawing import Drawn, size
 
     with Drawn(quiet=as_json) as events:
-        checked = app.Mlpacker(home, events=events).verify(ref)
+        mlpacker = app.Mlpacker(home, events=events)
+        checked = mlpacker.verify(ref)
     if as_json:
-        print_json(checked)
+        print_json({**mlpacker.inspect(checked["digest"]).to_json(), **checked})
     else:
         click.echo(
             f"{checked['digest']}: every byte is right ({checked['files']} files, {size(checked['bytes'])})"
