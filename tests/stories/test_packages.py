@@ -78,7 +78,9 @@ def test_a_flipped_byte_is_found_by_verify_and_never_served(packed: Person) -> N
     model.chmod(0o600)
     model.write_bytes(data)
     packed.says("score", "iris", "rows.csv", "-o", "again.csv", code=7)
-    assert {"name", "version", "digest", "stages", "signature", "files"} <= packed.told("verify", "iris").keys()
+    assert {"name", "version", "digest", "stages", "signature", "files"} <= packed.told(
+        "verify", "iris"
+    ).keys()
     blob = next(
         p for p in (packed.home / "store" / "blobs" / "sha256").iterdir() if p.stat().st_size == len(data)
     )
